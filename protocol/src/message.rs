@@ -1,0 +1,267 @@
+//! The messages of the control stream. `proto/hookway.proto` says what each field means.
+
+use prost::{Enumeration, Message, Oneof};
+
+/// A message may be this long, in bytes.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// What a client sends.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FromClient {
+    /// Which message it is; `None` for one this version does not know.
+    #[prost(oneof = "ClientMessage", tags = "1, 2")]
+    pub message: Option<ClientMessage>,
+}
+
+/// The messages of a client.
+#[derive(Clone, PartialEq, Eq, Oneof)]
+pub enum ClientMessage {
+    /// The first message.
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    /// Asks for a [`Pong`]: is the link alive?
+    #[prost(message, tag = "2")]
+    Ping(Ping),
+}
+
+/// Who the client is and what it wants to serve.
+#[derive(Clone, PartialEq, Eq, Message)]
+#[prost(skip_debug)]
+pub struct Hello {
+    /// The lowest version the client speaks.
+    #[prost(uint32, tag = "1")]
+    pub min_version: u32,
+    /// The highest version the client speaks.
+    #[prost(uint32, tag = "2")]
+    pub max_version: u32,
+    /// The token, a secret.
+    #[prost(string, tag = "3")]
+    pub token: String,
+    /// Names to serve; an empty one asks for a random name.
+    #[prost(string, repeated, tag = "4")]
+    pub endpoints: Vec<String>,
+    /// Program and version.
+    #[prost(string, tag = "5")]
+    pub agent: String,
+    /// Optional abilities of the client.
+    #[prost(string, repeated, tag = "6")]
+    pub features: Vec<String>,
+}
+
+impl std::fmt::Debug for Hello {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hello").field("endpoints", &self.endpoints).field("agent", &self.agent).finish_non_exhaustive()
+    }
+}
+
+/// Asks for a [`Pong`] of the same number.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Ping {
+    /// Any number.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+
+/// What a relay sends.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FromRelay {
+    /// Which message it is; `None` for one this version does not know.
+    #[prost(oneof = "RelayMessage", tags = "1, 2, 3, 4, 5")]
+    pub message: Option<RelayMessage>,
+}
+
+/// The messages of a relay.
+#[derive(Clone, PartialEq, Eq, Oneof)]
+pub enum RelayMessage {
+    /// The hello was taken.
+    #[prost(message, tag = "1")]
+    Welcome(Welcome),
+    /// The hello was not.
+    #[prost(message, tag = "2")]
+    Refused(Refused),
+    /// The answer to a [`Ping`].
+    #[prost(message, tag = "3")]
+    Pong(Pong),
+    /// The relay is about to stop.
+    #[prost(message, tag = "4")]
+    GoAway(GoAway),
+    /// An endpoint is no longer served by this session.
+    #[prost(message, tag = "5")]
+    Released(Released),
+}
+
+/// The session is up.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Welcome {
+    /// The version both sides speak from now on.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Names the session in the relay's log.
+    #[prost(string, tag = "2")]
+    pub session: String,
+    /// The endpoints served, in the order asked for.
+    #[prost(message, repeated, tag = "3")]
+    pub endpoints: Vec<Endpoint>,
+    /// Something the operator wants people to read, or empty.
+    #[prost(string, tag = "4")]
+    pub notice: String,
+    /// The name of the token.
+    #[prost(string, tag = "5")]
+    pub owner: String,
+    /// Optional abilities of the relay.
+    #[prost(string, repeated, tag = "6")]
+    pub features: Vec<String>,
+}
+
+/// An endpoint and where it is reached.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Endpoint {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its public URL, with the port unless it is 443.
+    #[prost(string, tag = "2")]
+    pub url: String,
+    /// Other URLs of the same endpoint.
+    #[prost(string, repeated, tag = "3")]
+    pub more_urls: Vec<String>,
+}
+
+/// Why a hello was not taken.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Refused {
+    /// The kind of reason.
+    #[prost(enumeration = "Code", tag = "1")]
+    pub code: i32,
+    /// What is wrong, for a person.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    /// What to do about it.
+    #[prost(string, tag = "3")]
+    pub next: String,
+    /// The name that was refused, or empty.
+    #[prost(string, tag = "4")]
+    pub endpoint: String,
+}
+
+/// The kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+pub enum Code {
+    /// One this version does not know.
+    Unknown = 0,
+    /// No version in common.
+    Version = 1,
+    /// The token is unknown, expired or revoked.
+    Token = 2,
+    /// The endpoint is somebody else's.
+    Taken = 3,
+    /// The name breaks the rules, is reserved, or not allowed to this token.
+    Name = 4,
+    /// Too many of something; try later.
+    Limit = 5,
+}
+
+/// The answer to a [`Ping`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Pong {
+    /// The ping's number.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+
+/// Exchanges in flight are finished; new ones go elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GoAway {
+    /// When to connect again, in milliseconds from now.
+    #[prost(uint32, tag = "1")]
+    pub reconnect_after_ms: u32,
+}
+
+/// An endpoint is no longer served by this session.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Released {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub endpoint: String,
+    /// Why, for a person.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+}
+
+impl From<ClientMessage> for FromClient {
+    fn from(message: ClientMessage) -> Self {
+        Self { message: Some(message) }
+    }
+}
+
+impl From<RelayMessage> for FromRelay {
+    fn from(message: RelayMessage) -> Self {
+        Self { message: Some(message) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `name = tag` of every field in the spec is what prost was told here, read off the source itself.
+    #[test]
+    fn the_messages_are_those_of_the_spec() {
+        let spec = fields_of_spec(include_str!("../proto/hookway.proto"));
+        let code = fields_of_code(include_str!("message.rs"));
+        for message in ["Hello", "Ping", "Welcome", "Endpoint", "Refused", "Pong", "GoAway", "Released"] {
+            let of = |all: &[(String, String, u32)]| -> Vec<(String, u32)> {
+                all.iter().filter(|(m, ..)| m == message).map(|(_, f, t)| (f.clone(), *t)).collect()
+            };
+            assert!(!of(&spec).is_empty(), "{message} is not in the spec");
+            assert_eq!(of(&spec), of(&code), "{message}");
+        }
+    }
+
+    fn fields_of_spec(text: &str) -> Vec<(String, String, u32)> {
+        let (mut message, mut depth, mut fields) = (String::new(), 0, Vec::new());
+        for line in text.lines().map(|line| line.split("//").next().unwrap_or("").trim()) {
+            if let Some(name) = line.strip_prefix("message ") {
+                message = name.trim_end_matches(" {").to_owned();
+            }
+            if depth == 1
+                && let Some((left, tag)) = line.trim_end_matches(';').rsplit_once(" = ")
+                && let (Some(name), Ok(tag)) = (left.split(' ').next_back(), tag.parse())
+            {
+                fields.push((message.clone(), name.to_owned(), tag));
+            }
+            depth += line.matches('{').count();
+            depth -= line.matches('}').count();
+        }
+        fields
+    }
+
+    fn fields_of_code(text: &str) -> Vec<(String, String, u32)> {
+        let (mut message, mut tag, mut fields) = (String::new(), None, Vec::new());
+        for line in text.lines().map(str::trim) {
+            if let Some(name) = line.strip_prefix("pub struct ") {
+                message = name.trim_end_matches(" {").to_owned();
+            } else if let Some((_, rest)) = line.split_once("tag = \"") {
+                tag = rest.split('"').next().and_then(|tag| tag.parse().ok());
+            } else if let (Some(name), Some(number)) = (line.strip_prefix("pub ").and_then(|l| l.split_once(':')), tag)
+            {
+                fields.push((message.clone(), name.0.to_owned(), number));
+                tag = None;
+            }
+        }
+        fields
+    }
+
+    #[test]
+    fn the_token_is_not_shown() {
+        let hello = Hello { token: "hwt_secret".into(), ..Hello::default() };
+        let shown = format!("{:?}", FromClient::from(ClientMessage::Hello(hello)));
+        assert!(!shown.contains("hwt_secret"), "{shown}");
+    }
+
+    #[test]
+    fn an_unknown_message_is_no_error() {
+        let later = [0xFA, 0x01, 0x02, 0x08, 0x01]; // field 31, a message
+        assert_eq!(FromRelay::decode(&later[..]), Ok(FromRelay { message: None }));
+    }
+}

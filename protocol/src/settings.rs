@@ -1,0 +1,199 @@
+//! Settings files: TOML whose keys are the long flags of a program. What a key means is the program's; this module
+//! finds keys nobody knows, says where they stand and what was probably meant.
+
+use std::fmt;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// One setting of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The key: a flag's long name.
+    pub key: String,
+    /// Its values as a flag would be given them; one, unless the file has a list.
+    pub values: Vec<String>,
+    /// The line it stands on, from 1.
+    pub line: usize,
+}
+
+/// Something wrong with the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.message)
+    }
+}
+
+/// Reads the settings of a file and everything that is wrong with it. Keys in `tables` are left to the caller.
+#[must_use]
+pub fn read(text: &str, known: &[&str], tables: &[&str]) -> (Vec<Setting>, Vec<Problem>) {
+    let (mut settings, mut problems) = (Vec::new(), Vec::new());
+    let table = match DeTable::parse(text) {
+        Ok(table) => table.into_inner(),
+        Err(error) => {
+            let line = line_of(text, error.span().map_or(0, |span| span.start));
+            return (settings, vec![Problem { line, message: error.message().to_owned() }]);
+        }
+    };
+    for (key, value) in &table {
+        let line = line_of(text, key.span().start);
+        let key = key.get_ref().as_ref();
+        if tables.contains(&key) {
+            continue;
+        }
+        let problem = if known.contains(&key) {
+            match values(value) {
+                Some(values) => {
+                    settings.push(Setting { key: key.to_owned(), values, line });
+                    continue;
+                }
+                None => format!("`{key}` takes a text, a number, true or false, or a list of those"),
+            }
+        } else {
+            match nearest(key, known.iter().chain(tables).copied()) {
+                Some(meant) => format!("unknown key `{key}`; did you mean `{meant}`?"),
+                None => format!("unknown key `{key}`"),
+            }
+        };
+        problems.push(Problem { line, message: problem });
+    }
+    settings.sort_by_key(|setting| setting.line);
+    problems.sort_by_key(|problem| problem.line);
+    (settings, problems)
+}
+
+/// The known word that is closest to `word`, if one is close.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.replace('_', "-");
+    known
+        .into_iter()
+        .map(|candidate| (distance(&word, candidate), candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(word.len()) / 3)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Reads a duration such as `500ms`, `30s`, `5m`, `24h` or `7d`.
+///
+/// # Errors
+/// Says what a duration looks like.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 6] =
+        [("ms", 1), ("s", 1000), ("min", 60_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    quantity(text, &UNITS).map(Duration::from_millis).ok_or_else(|| "a duration is a number and ms, s, m, h or d".into())
+}
+
+/// Reads a size in bytes such as `64KiB`, `1MiB`, `1GiB`, `500kB` or `4096`.
+///
+/// # Errors
+/// Says what a size looks like.
+pub fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 11] = [
+        ("", 1),
+        ("B", 1),
+        ("kB", 1000),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("TB", 1_000_000_000_000),
+    ];
+    quantity(text, &UNITS).ok_or_else(|| "a size is a number and KiB, MiB, GiB, kB, MB or GB".into())
+}
+
+fn quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim())?;
+    number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+fn values(value: &Spanned<DeValue<'_>>) -> Option<Vec<String>> {
+    match value.get_ref() {
+        DeValue::Array(list) => list.iter().map(|value| scalar(value.get_ref())).collect(),
+        value => Some(vec![scalar(value)?]),
+    }
+}
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => Some(number.as_str().to_owned()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(yes) => Some(yes.to_string()),
+        _ => None,
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let change = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_and_problems() {
+        let text = "# relay\ndomain = \"a.test\"\nrate = 5\ntrusted-proxy = [\"10.0.0.0/8\", \"::1\"]\n\ndomian = 1\nx = 2\nrate2 = {a = 1}\n[[endpoint]]\nname = 1\n";
+        let (settings, problems) = read(text, &["domain", "rate", "trusted-proxy", "rate2"], &["endpoint"]);
+        let flat: Vec<_> = settings.iter().map(|s| (s.key.as_str(), s.values.join(" "), s.line)).collect();
+        let list = "10.0.0.0/8 ::1".to_owned();
+        assert_eq!(flat, [("domain", "a.test".into(), 2), ("rate", "5".into(), 3), ("trusted-proxy", list, 4)]);
+        let shown: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "line 6: unknown key `domian`; did you mean `domain`?",
+                "line 7: unknown key `x`",
+                "line 8: `rate2` takes a text, a number, true or false, or a list of those",
+            ]
+        );
+    }
+
+    #[test]
+    fn quantities() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(size("64KiB"), Ok(64 << 10));
+        assert_eq!(size("4096"), Ok(4096));
+        for wrong in ["", "s", "-1s", "1.5s", "5 parsecs", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn broken_toml_names_its_line() {
+        let (settings, problems) = read("a = 1\nb = = 2\n", &["a", "b"], &[]);
+        assert!(settings.is_empty());
+        assert_eq!(problems[0].line, 2);
+    }
+}

@@ -1,0 +1,108 @@
+//! One accepted inbound request, and what goes back to its sender.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::{Frame, SizeHint};
+use hookway_protocol::head::{Failure, RequestHead};
+use hookway_protocol::headers::Headers;
+use hookway_protocol::link::StreamError;
+
+use crate::limits::Pass;
+use crate::public::{Inbound, InboundError};
+use crate::tunnel::ReplyStream;
+
+/// One accepted inbound request on its way.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// What the client is told before the body.
+    pub(crate) head: RequestHead,
+    /// The body.
+    pub(crate) body: Body,
+    /// Its places among those in flight; given back when the reply is done.
+    pub(crate) pass: Option<Pass>,
+}
+
+/// A delivery's body.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// Complete and small: it can be sent again.
+    Whole(Bytes, Option<HeaderMap>),
+    /// Passes by once. `None` when it has.
+    Stream(Option<Inbound>),
+}
+
+/// What goes back to the sender.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// The app's own answer.
+    App(StatusCode, Headers, ReplyBody),
+    /// The client says why there is none.
+    Failed(Failure, String),
+}
+
+/// Why a delivery got no reply.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Undelivered {
+    /// No client serves the endpoint now.
+    #[error("no client serves the endpoint")]
+    Away,
+    /// The client took it, and the link or the exchange broke before it answered.
+    #[error("the client was lost before it answered")]
+    Lost(#[source] StreamError),
+    /// The client did not answer within the relay's own limit.
+    #[error("the client did not answer in time")]
+    TimedOut,
+    /// The sender's body was at fault.
+    #[error("the body could not be read")]
+    Body(#[source] InboundError),
+}
+
+/// The body of the app's answer.
+#[derive(Debug)]
+pub(crate) enum ReplyBody {
+    /// Complete.
+    Whole(Option<Bytes>),
+    /// Streams from the client.
+    Stream(Box<ReplyStream>),
+}
+
+impl From<&'static str> for ReplyBody {
+    fn from(text: &'static str) -> Self {
+        Self::Whole(Some(Bytes::from_static(text.as_bytes())))
+    }
+}
+
+impl From<String> for ReplyBody {
+    fn from(text: String) -> Self {
+        Self::Whole(Some(text.into()))
+    }
+}
+
+impl http_body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
+            Self::Stream(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream(stream) => stream.is_done(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}

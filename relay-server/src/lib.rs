@@ -1,0 +1,29 @@
+//! The relay: takes webhooks at public HTTPS host names and carries them to the clients that serve those names.
+//!
+//! [`Server`] is the whole of it; `main` adds the command line. The path of a webhook through these modules is in
+//! `ARCHITECTURE.md`.
+
+mod admin;
+mod auth;
+mod certs;
+pub mod cli;
+pub mod config;
+mod delivery;
+mod limits;
+mod metrics;
+mod public;
+mod relay;
+mod server;
+mod shutdown;
+mod store;
+mod tunnel;
+
+pub use admin::Config as AdminConfig;
+pub use auth::{NewToken, Token};
+pub use certs::Config as CertsConfig;
+pub use config::Config;
+pub use limits::{Config as LimitsConfig, Rate};
+pub use public::Config as PublicConfig;
+pub use server::{Addresses, BindError, Server};
+pub use store::{EndpointRow, Store, StoreError, TokenRow};
+pub use tunnel::Config as TunnelConfig;

@@ -1,0 +1,312 @@
+//! How much of everything is allowed: rates, deliveries at once, connections of one address.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+/// What an endpoint and a token may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Requests per second to one endpoint.
+    pub rate: Rate,
+    /// Deliveries of one endpoint in flight at once.
+    pub max_concurrent: usize,
+    /// Requests per second to all endpoints of one token.
+    pub token_rate: Rate,
+    /// Deliveries of all endpoints of one token in flight at once.
+    pub token_max_concurrent: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rate: Rate::per_second(1000),
+            max_concurrent: 1000,
+            token_rate: Rate::per_second(5000),
+            token_max_concurrent: 2000,
+        }
+    }
+}
+
+/// A number of requests per second, with a burst of the same number; or no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(Option<NonZeroU32>);
+
+impl Rate {
+    /// No limit.
+    pub const OFF: Self = Self(None);
+
+    /// So many a second; 0 is no limit.
+    #[must_use]
+    pub const fn per_second(count: u32) -> Self {
+        Self(NonZeroU32::new(count))
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::OFF);
+        }
+        let count = text.strip_suffix("/s").unwrap_or(text).parse::<NonZeroU32>();
+        count.map(|count| Self(Some(count))).map_err(|_| "a rate is a number and /s, such as 100/s, or off".into())
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(count) => write!(f, "{count}/s"),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// Lets deliveries in: so many a second, so many at once.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    rate: Option<DefaultDirectRateLimiter>,
+    in_flight: Arc<Counter>,
+}
+
+/// A delivery was not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Too many in a short time; one more is let in after that long.
+    Rate(Duration),
+    /// Too many at once.
+    Concurrency,
+}
+
+impl Gate {
+    pub(crate) fn new(rate: Rate, max_concurrent: usize) -> Self {
+        let rate = rate.0.map(|count| RateLimiter::direct(Quota::per_second(count)));
+        Self { rate, in_flight: Arc::new(Counter { used: AtomicUsize::new(0), most: max_concurrent }) }
+    }
+
+    /// A place for one delivery, held until the guard is dropped.
+    pub(crate) fn enter(&self) -> Result<Place, Refusal> {
+        let place = self.in_flight.take().ok_or(Refusal::Concurrency)?;
+        match self.rate.as_ref().map(RateLimiter::check) {
+            Some(Err(wait)) => Err(Refusal::Rate(wait.wait_time_from(DefaultClock::default().now()))),
+            _ => Ok(place),
+        }
+    }
+}
+
+/// A delivery's places at the gates it passed.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    _places: [Place; 2],
+}
+
+impl Pass {
+    pub(crate) const fn new(endpoint: Place, token: Place) -> Self {
+        Self { _places: [endpoint, token] }
+    }
+}
+
+/// Counts up to a limit.
+#[derive(Debug)]
+pub(crate) struct Counter {
+    used: AtomicUsize,
+    most: usize,
+}
+
+impl Counter {
+    pub(crate) const fn new(most: usize) -> Self {
+        Self { used: AtomicUsize::new(0), most }
+    }
+
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Place> {
+        let more = |used| (used < self.most).then_some(used + 1);
+        let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        taken.is_ok().then(|| Place(self.clone()))
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// One place of a [`Counter`], given back on drop.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Place(Arc<Counter>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Counts what each address has open.
+#[derive(Debug)]
+pub(crate) struct PerAddress {
+    open: Mutex<HashMap<Address, usize>>,
+    most: usize,
+}
+
+impl PerAddress {
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { open: Mutex::default(), most })
+    }
+
+    pub(crate) fn take(self: &Arc<Self>, ip: IpAddr) -> Option<AddressPlace> {
+        let address = Address::from(ip);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(AddressPlace { of: self.clone(), address })
+    }
+}
+
+/// One thing that an address has open, given back on drop.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct AddressPlace {
+    of: Arc<PerAddress>,
+    address: Address,
+}
+
+impl Drop for AddressPlace {
+    fn drop(&mut self) {
+        let mut open = self.of.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Who an address belongs to: the address itself, or an IPv6 /64, which is what one subscriber has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Address(IpAddr);
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        Self(match ip.to_canonical() {
+            IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into()),
+            ip => ip,
+        })
+    }
+}
+
+/// Slows down those who keep failing, by key. Holds a bounded number of keys.
+#[derive(Debug)]
+pub(crate) struct Throttle<K> {
+    failures: Mutex<HashMap<K, (u32, tokio::time::Instant)>>,
+    most: u32,
+    window: Duration,
+}
+
+impl<K: Eq + Hash> Throttle<K> {
+    /// More keys than this are not remembered; the oldest windows go first.
+    const MAX_KEYS: usize = 10_000;
+
+    pub(crate) fn new(most: u32, window: Duration) -> Self {
+        Self { failures: Mutex::default(), most, window }
+    }
+
+    /// Whether `key` has failed too often lately.
+    pub(crate) fn is_blocked(&self, key: &K) -> bool {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(key).is_some_and(|(count, since)| *count >= self.most && since.elapsed() < self.window)
+    }
+
+    /// Remembers one more failure.
+    pub(crate) fn failed(&self, key: K) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() >= Self::MAX_KEYS {
+            failures.retain(|_, (_, since)| since.elapsed() < self.window);
+        }
+        if failures.len() >= Self::MAX_KEYS {
+            // Every place is taken by a fresh failure: an attack from many addresses. Memory stays bounded.
+            failures.clear();
+        }
+        let now = tokio::time::Instant::now();
+        let entry = failures.entry(key).or_insert((0, now));
+        if entry.1.elapsed() >= self.window {
+            *entry = (0, now);
+        }
+        entry.0 += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_counts_and_gives_back() {
+        let gate = Gate::new(Rate::OFF, 2);
+        let first = gate.enter().expect("a place");
+        let _second = gate.enter().expect("a place");
+        assert_eq!(gate.enter().err(), Some(Refusal::Concurrency));
+        drop(first);
+        assert!(gate.enter().is_ok());
+    }
+
+    #[test]
+    fn a_gate_has_a_rate_and_says_when_to_come_again() {
+        let gate = Gate::new(Rate::per_second(3), 100);
+        let let_in = (0..10).filter(|_| gate.enter().is_ok()).count();
+        assert_eq!(let_in, 3);
+        assert!(matches!(gate.enter(), Err(Refusal::Rate(wait)) if wait <= Duration::from_secs(1)));
+        assert_eq!(gate.in_flight.used(), 0, "a refused delivery holds no place");
+    }
+
+    #[test]
+    fn an_address_has_so_many() {
+        let connections = PerAddress::new(1);
+        let v4 = "192.0.2.1".parse().expect("an address");
+        let same_64: [IpAddr; 2] = ["2001:db8::1", "2001:db8::ffff:2"].map(|ip| ip.parse().expect("an address"));
+        let first = connections.take(v4);
+        assert!(first.is_some());
+        assert!(connections.take("::ffff:192.0.2.1".parse().expect("an address")).is_none(), "mapped, yet the same");
+        drop(first);
+        assert!(connections.take(v4).is_some());
+        let _held = connections.take(same_64[0]);
+        assert!(connections.take(same_64[1]).is_none(), "one subscriber");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_throttle_blocks_and_forgets() {
+        let throttle = Throttle::new(3, Duration::from_secs(60));
+        for _ in 0..3 {
+            assert!(!throttle.is_blocked(&1));
+            throttle.failed(1);
+        }
+        assert!(throttle.is_blocked(&1));
+        assert!(!throttle.is_blocked(&2));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(!throttle.is_blocked(&1));
+        for key in 0..50_000 {
+            throttle.failed(key);
+        }
+        assert!(throttle.failures.lock().expect("unpoisoned").len() <= Throttle::<i32>::MAX_KEYS);
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!("5/s".parse(), Ok(Rate::per_second(5)));
+        assert_eq!("off".parse(), Ok(Rate::OFF));
+        assert!("0/s".parse::<Rate>().is_err());
+        assert!("-1".parse::<Rate>().is_err());
+    }
+}

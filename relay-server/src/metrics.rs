@@ -1,0 +1,125 @@
+//! What the relay counts, for Prometheus. Labels are of bounded size: never a host, a path or an address.
+
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The metrics, each documented where it is registered.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) requests: Counter,
+    pub(crate) replies: Replies,
+    pub(crate) refused: Family<Reason, Counter>,
+    pub(crate) in_flight: Gauge,
+    pub(crate) request_bytes: Counter,
+    pub(crate) reply_bytes: Counter,
+    pub(crate) first_byte: Histogram,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Family<Reason, Counter>,
+    pub(crate) sessions: Gauge,
+    pub(crate) handshakes_refused: Family<Reason, Counter>,
+    pub(crate) links_lost: Counter,
+}
+
+/// The apps' answers by the first digit of their status. Looked up once, not at every request.
+#[derive(Debug)]
+pub(crate) struct Replies([Counter; 6]);
+
+impl Replies {
+    pub(crate) fn count(&self, status: http::StatusCode) {
+        self.0[usize::from(status.as_u16() / 100).min(5)].inc();
+    }
+}
+
+/// Why something was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Reason {
+    pub(crate) reason: &'static str,
+}
+
+/// The class of a status.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Class {
+    class: &'static str,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("hookway_relay");
+        let by_class = Family::<Class, Counter>::default();
+        let classes = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
+        let metrics = Self {
+            requests: Counter::default(),
+            replies: Replies(classes.map(|class| by_class.get_or_create_owned(&Class { class }))),
+            refused: Family::default(),
+            in_flight: Gauge::default(),
+            request_bytes: Counter::default(),
+            reply_bytes: Counter::default(),
+            // 1 ms to 65 s.
+            first_byte: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            connections: Gauge::default(),
+            connections_refused: Family::default(),
+            sessions: Gauge::default(),
+            handshakes_refused: Family::default(),
+            links_lost: Counter::default(),
+            registry: Registry::default(),
+        };
+        let info = [("version", env!("CARGO_PKG_VERSION"))];
+        let info = prometheus_client::metrics::info::Info::new(info.to_vec());
+        registry.register("build", "The program", info);
+        registry.register("requests", "Requests whose head was read", metrics.requests.clone());
+        registry.register("replies", "Answers of apps passed back, by status class", by_class);
+        registry.register("refused", "Requests answered by the relay itself, by reason", metrics.refused.clone());
+        registry.register("in_flight", "Deliveries on their way now", metrics.in_flight.clone());
+        let bytes = Unit::Bytes;
+        let help = "Bytes of bodies taken from senders";
+        registry.register_with_unit("request", help, bytes.clone(), metrics.request_bytes.clone());
+        let help = "Bytes of bodies passed back to senders";
+        registry.register_with_unit("reply", help, bytes, metrics.reply_bytes.clone());
+        let help = "Time from a request's head to its reply's head";
+        registry.register_with_unit("first_byte", help, Unit::Seconds, metrics.first_byte.clone());
+        registry.register("connections", "Connections of senders open now", metrics.connections.clone());
+        let help = "Connections of senders refused or ended, by reason";
+        registry.register("connections_refused", help, metrics.connections_refused.clone());
+        registry.register("sessions", "Clients connected now", metrics.sessions.clone());
+        let help = "Clients refused, by reason";
+        registry.register("handshakes_refused", help, metrics.handshakes_refused.clone());
+        registry.register("links_lost", "Sessions that ended without a goodbye", metrics.links_lost.clone());
+        Self { registry, ..metrics }
+    }
+
+    /// The metrics in OpenMetrics text.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a String takes everything");
+        text
+    }
+}
+
+/// Counts one while it lives.
+#[derive(Debug)]
+pub(crate) struct Up(Gauge<i64, AtomicI64>);
+
+impl Up {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Counts one more of a reason.
+pub(crate) fn count(family: &Family<Reason, Counter>, reason: &'static str) {
+    family.get_or_create(&Reason { reason }).inc();
+}

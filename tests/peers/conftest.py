@@ -1,0 +1,67 @@
+"""Fixtures: one world for all tests that leave no mark on it, `new_world` for the others; logs beside each failure."""
+
+import pathlib
+import socket
+
+import pytest
+
+from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, LONG, World
+
+_getaddrinfo = socket.getaddrinfo
+
+
+def _resolve(host, *rest, **more):
+    """*.hooks.test is this machine, in this process."""
+    name = host.decode() if isinstance(host, bytes) else host
+    if name and (name.rstrip(".").lower() == DOMAIN or name.rstrip(".").lower().endswith("." + DOMAIN)):
+        host = "127.0.0.1"
+    return _getaddrinfo(host, *rest, **more)
+
+
+socket.getaddrinfo = _resolve
+
+
+def pytest_configure(config):
+    for program in (HOOKWAY, HOOKWAY_RELAY):
+        if not pathlib.Path(program).exists():
+            pytest.exit(f"{program} is not built\n  next:  cargo build --workspace", returncode=3)
+    if not config.getoption("timeout", None):
+        config.option.timeout = 3600 if LONG else 180
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        for world in World.alive:
+            report.sections += [(f"stderr of {title}", log) for title, log in world.logs() if log.strip()]
+    return report
+
+
+class Shared:
+    """The world that tests share: relay, one echoing app, one client on `billing`."""
+
+    def __init__(self, world):
+        self.world = world
+        self.app = world.app()
+        self.client = world.client(self.app)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    with World() as world:
+        yield Shared(world)
+
+
+@pytest.fixture
+def new_world():
+    """`new_world(*relay_flags)`: a world of the test's own."""
+    worlds = []
+
+    def make(*relay_flags, **options):
+        worlds.append(World(*relay_flags, **options))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
