@@ -1,0 +1,168 @@
+//! Tokens: who may connect, and which names they may serve.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use aws_lc_rs::{constant_time, digest, rand};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use hookway_protocol::host::EndpointName;
+use jiff::Timestamp;
+
+/// Secret scanners know a token by this.
+const PREFIX: &str = "hwt_";
+
+/// A token as its holder has it: 256 random bits. Never stored, never shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// A new token.
+    ///
+    /// # Panics
+    /// When the operating system gives no random bytes.
+    #[must_use]
+    pub fn random() -> Self {
+        let mut bytes = [0; 32];
+        rand::fill(&mut bytes).expect("the operating system gives random bytes");
+        Self(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    /// The token's text, for its holder.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// What is stored of it. Plain SHA-256 is enough: nobody guesses 256 random bits.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        digest::digest(&digest::SHA256, self.0.as_bytes()).as_ref().try_into().expect("SHA-256 is 32 bytes")
+    }
+}
+
+impl FromStr for Token {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let fits = text.len() == PREFIX.len() + 43 && text.starts_with(PREFIX);
+        fits.then(|| Self(text.to_owned())).ok_or(())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// A token just made: the only time its text is known.
+#[derive(Debug)]
+pub struct NewToken {
+    /// The secret text.
+    pub token: Token,
+    /// What is known of it from now on.
+    pub row: crate::store::TokenRow,
+}
+
+/// Who owns endpoints: the name of a token. Tokens of one name are one owner, so a token is replaced by making
+/// another of the same name and revoking the first.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Owner(Arc<str>);
+
+impl Owner {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Owner {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a valid token allows.
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    pub(crate) token_id: String,
+    pub(crate) owner: Owner,
+    pub(crate) expires_at: Option<Timestamp>,
+    patterns: Vec<String>,
+}
+
+impl Grant {
+    /// Whether the token may serve this name.
+    pub(crate) fn allows(&self, name: &EndpointName) -> bool {
+        self.patterns.is_empty() || self.patterns.iter().any(|pattern| matches(pattern, name.as_str()))
+    }
+
+    pub(crate) fn patterns(&self) -> String {
+        self.patterns.join(", ")
+    }
+
+    pub(crate) fn is_expired(&self) -> bool {
+        self.expires_at.is_some_and(|at| at <= Timestamp::now())
+    }
+}
+
+/// Finds the grant of the token with this text, if it is valid now.
+pub(crate) fn check(rows: &[crate::store::TokenRow], token: &Token) -> Option<Grant> {
+    let hash = token.hash();
+    let row = rows.iter().find(|row| constant_time::verify_slices_are_equal(&row.hash, &hash).is_ok())?;
+    row.is_valid().then(|| Grant {
+        token_id: row.id.clone(),
+        owner: Owner::from(row.name.as_str()),
+        expires_at: row.expires_at,
+        patterns: row.endpoints.clone(),
+    })
+}
+
+/// Whether a name fits a pattern, in which `*` stands for any number of characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(start) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or("");
+    for part in parts {
+        let Some(at) = name.find(part) else { return false };
+        name = &name[at + part.len()..];
+    }
+    name.len() >= end.len() && name.ends_with(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("billing-*", "billing-a", true)]
+    #[case("billing-*", "billing-", true)]
+    #[case("billing-*", "billing", false)]
+    #[case("*", "anything", true)]
+    #[case("*-dev", "a-dev", true)]
+    #[case("a*a", "a", false)]
+    #[case("a*b*c", "a-b-c", true)]
+    #[case("a*b*c", "a-c-b", false)]
+    #[case("exact", "exact", true)]
+    #[case("exact", "exactly", false)]
+    fn patterns(#[case] pattern: &str, #[case] name: &str, #[case] fits: bool) {
+        assert_eq!(matches(pattern, name), fits);
+    }
+
+    #[test]
+    fn a_token_has_256_bits_and_is_not_shown() {
+        let token = Token::random();
+        assert_ne!(token, Token::random());
+        assert_eq!(token.reveal().parse(), Ok(token.clone()));
+        assert_eq!(format!("{token:?}"), "Token(…)");
+        assert!("hwt_short".parse::<Token>().is_err());
+    }
+}
