@@ -1,0 +1,89 @@
+//! Certificates from PEM files, read again when they change.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::CertsError;
+
+/// A chain and its key, and where they were read.
+#[derive(Debug)]
+pub(crate) struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+    current: RwLock<Arc<CertifiedKey>>,
+    seen: Mutex<Stamp>,
+}
+
+/// When the two files were last changed, as far as can be told.
+type Stamp = [Option<(SystemTime, u64)>; 2];
+
+impl Files {
+    pub(super) fn open(cert: &Path, key: &Path) -> Result<Self, CertsError> {
+        let seen = Mutex::new(stamp(cert, key));
+        let current = RwLock::new(read(cert, key)?);
+        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current, seen })
+    }
+
+    pub(super) fn current(&self) -> Arc<CertifiedKey> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes changed files into use. What cannot be used is logged, and the working pair stays.
+    pub(super) fn reload(&self) {
+        let now = stamp(&self.cert, &self.key);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen == now {
+            return;
+        }
+        *seen = now;
+        match read(&self.cert, &self.key) {
+            Ok(pair) => {
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = pair;
+                tracing::info!(cert = %self.cert.display(), "certificate reloaded");
+            }
+            Err(error) => {
+                // One file may be written before the other: the next change brings the pair.
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(%error, cause, "changed certificate not taken; the one before stays in force");
+            }
+        }
+    }
+}
+
+fn stamp(cert: &Path, key: &Path) -> Stamp {
+    [cert, key].map(|path| {
+        let data = std::fs::metadata(path).ok()?;
+        Some((data.modified().ok()?, data.len()))
+    })
+}
+
+fn read(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertsError> {
+    let chain = parsed(cert, "certificate", |pem| CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>())?;
+    let private = parsed(key, "private key", PrivateKeyDer::from_pem_slice)?;
+    let content = |source: Box<dyn std::error::Error + Send + Sync>| CertsError::Content {
+        path: cert.display().to_string(),
+        what: "certificate for the key",
+        source,
+    };
+    if chain.is_empty() {
+        return Err(content("it has no CERTIFICATE section".into()));
+    }
+    let pair = super::certified(chain, private).map_err(|error| content(error.into()))?;
+    pair.keys_match().map_err(|error| content(error.into()))?;
+    Ok(pair)
+}
+
+fn parsed<T>(
+    path: &Path,
+    what: &'static str,
+    parse: impl FnOnce(&[u8]) -> Result<T, rustls::pki_types::pem::Error>,
+) -> Result<T, CertsError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read(path).map_err(|source| CertsError::File { path: shown.clone(), source })?;
+    parse(&text).map_err(|error| CertsError::Content { path: shown, what, source: error.to_string().into() })
+}
