@@ -1,0 +1,41 @@
+//! Clients: how they connect, what they serve, and how deliveries reach them.
+
+mod endpoint;
+mod handshake;
+mod names;
+mod registry;
+mod session;
+
+use std::time::Duration;
+
+pub(crate) use endpoint::{Parts, Tunnel};
+pub(crate) use handshake::Urls;
+pub(crate) use registry::{Endpoint, Registry};
+pub(crate) use session::{ReplyStream, collect};
+
+/// How clients are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// A client must have said hello within this time.
+    pub handshake_timeout: Duration,
+    /// Clients that have not said hello yet, all together; half of it makes address validation a must.
+    pub max_handshakes: usize,
+    /// The same, of one address.
+    pub max_handshakes_per_ip: usize,
+    /// Endpoints that one session may serve.
+    pub max_endpoints: usize,
+    /// A client's reply must begin within this time. Clients have their own, shorter limit for the app.
+    pub reply_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(5),
+            max_handshakes: 512,
+            max_handshakes_per_ip: 32,
+            max_endpoints: 64,
+            reply_timeout: Duration::from_secs(600),
+        }
+    }
+}

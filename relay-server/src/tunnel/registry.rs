@@ -1,0 +1,173 @@
+//! Which endpoints there are, who owns them and which session serves them now.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use hookway_protocol::host::EndpointName;
+
+use super::names;
+use super::session::Session;
+use crate::auth::{Grant, Owner};
+use crate::limits::{self, Gate, Pass, Refusal};
+use crate::store::{Store, StoreError};
+
+/// All endpoints, by name.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    endpoints: RwLock<HashMap<EndpointName, Arc<Endpoint>>>,
+    /// One gate an owner, as long as any endpoint of his is known.
+    gates: Mutex<HashMap<Owner, Weak<Gate>>>,
+    store: Store,
+    limits: limits::Config,
+}
+
+/// A public host name. It outlives the sessions that serve it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) name: EndpointName,
+    owner: Owner,
+    gate: Gate,
+    owner_gate: Arc<Gate>,
+    session: RwLock<Option<Arc<Session>>>,
+}
+
+/// Why a name was not given to a client.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimError {
+    #[error("`{0}` is not a name an endpoint can have: {1}")]
+    Invalid(String, hookway_protocol::host::InvalidName),
+    #[error("the name `{0}` is reserved")]
+    Reserved(EndpointName),
+    #[error("this token may not serve `{0}`; it may serve {1}")]
+    NotAllowed(EndpointName, String),
+    #[error("the endpoint `{0}` belongs to somebody else")]
+    Taken(EndpointName),
+    #[error("the relay cannot look up names just now")]
+    Store(#[from] StoreError),
+}
+
+impl Endpoint {
+    /// The session that serves it now.
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.session.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A place for one more delivery.
+    pub(crate) fn enter(&self) -> Result<Pass, Refusal> {
+        Ok(Pass::new(self.gate.enter()?, self.owner_gate.enter()?))
+    }
+
+    /// Takes `session` off the endpoint, unless another has it by now.
+    pub(crate) fn left(&self, session: &Arc<Session>) {
+        let mut current = self.session.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            *current = None;
+        }
+    }
+}
+
+/// A session's hold on an endpoint, given back on drop.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Claim {
+    pub(crate) endpoint: Arc<Endpoint>,
+    session: Arc<Session>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.endpoint.left(&self.session);
+    }
+}
+
+impl Registry {
+    /// The registry of the endpoints in the store.
+    pub(crate) async fn open(store: Store, limits: limits::Config) -> Result<Self, StoreError> {
+        let registry = Self { endpoints: RwLock::default(), gates: Mutex::default(), store, limits };
+        registry.reload().await?;
+        Ok(registry)
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Endpoint>> {
+        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Takes over what another process changed: released names go, and whoever serves them is told.
+    pub(crate) async fn reload(&self) -> Result<(), StoreError> {
+        let rows = self.store.endpoints().await?;
+        let owners: HashMap<EndpointName, Owner> =
+            rows.iter().filter_map(|row| Some((row.name.parse().ok()?, row.owner.as_str().into()))).collect();
+        let mut gone = Vec::new();
+        {
+            let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+            endpoints.retain(|name, endpoint| {
+                let stays = owners.get(name) == Some(&endpoint.owner);
+                if !stays {
+                    gone.push(endpoint.clone());
+                }
+                stays
+            });
+            for (name, owner) in owners {
+                endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, owner));
+            }
+        }
+        for endpoint in gone {
+            if let Some(session) = endpoint.session.write().unwrap_or_else(PoisonError::into_inner).take() {
+                session.released(&endpoint.name, "the operator released it");
+            }
+        }
+        Ok(())
+    }
+
+    /// The name that a text asks for; the empty one asks for a random name.
+    pub(super) fn asked_for(text: &str) -> Result<EndpointName, ClaimError> {
+        match text {
+            "" => Ok(names::random()),
+            text => text.parse().map_err(|error| ClaimError::Invalid(text.to_owned(), error)),
+        }
+    }
+
+    /// Reserves a name for an owner, on disk.
+    pub(super) async fn own(&self, name: &EndpointName, grant: &Grant) -> Result<(), ClaimError> {
+        if names::is_reserved(name) {
+            return Err(ClaimError::Reserved(name.clone()));
+        }
+        if !grant.allows(name) {
+            return Err(ClaimError::NotAllowed(name.clone(), grant.patterns()));
+        }
+        let owner = self.store.claim_endpoint(name, &grant.owner).await?;
+        if owner != grant.owner {
+            return Err(ClaimError::Taken(name.clone()));
+        }
+        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name.clone(), owner));
+        Ok(())
+    }
+
+    /// Lets a session serve a name that its owner has. A session that served it until now is told.
+    pub(super) fn claim(&self, name: &EndpointName, session: &Arc<Session>) -> Option<Claim> {
+        let endpoint = self.find(name.as_str())?;
+        let before = endpoint.session.write().unwrap_or_else(PoisonError::into_inner).replace(session.clone());
+        if let Some(before) = before {
+            before.released(name, "another client of the same token has taken it over");
+        }
+        Some(Claim { endpoint, session: session.clone() })
+    }
+
+    fn endpoint(&self, name: EndpointName, owner: Owner) -> Arc<Endpoint> {
+        let gate = Gate::new(self.limits.rate, self.limits.max_concurrent);
+        let owner_gate = self.owner_gate(&owner);
+        Arc::new(Endpoint { name, owner, gate, owner_gate, session: RwLock::default() })
+    }
+
+    fn owner_gate(&self, owner: &Owner) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.get(owner).and_then(Weak::upgrade) {
+            return gate;
+        }
+        let gate = Arc::new(Gate::new(self.limits.token_rate, self.limits.token_max_concurrent));
+        gates.retain(|_, gate| gate.strong_count() > 0);
+        gates.insert(owner.clone(), Arc::downgrade(&gate));
+        gate
+    }
+}
