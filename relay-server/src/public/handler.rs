@@ -1,0 +1,360 @@
+//! One request: which endpoint it is for, whether it may pass, and its answer.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Instant, SystemTime};
+
+use bytes::BytesMut;
+use hookway_protocol::frame::{self, Frame};
+use hookway_protocol::head::RequestHead;
+use hookway_protocol::headers::Headers;
+use hookway_protocol::host::{EndpointName, Host};
+use hookway_protocol::id::DeliveryId;
+use hookway_protocol::link::Stream;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::task::TaskTracker;
+
+use super::answer::Answer;
+use super::inbound::{Inbound, InboundLimits};
+use super::{Config, Sender};
+use crate::delivery::{Body, Delivery, Reply, ReplyBody, Undelivered};
+use crate::metrics::{self, Metrics, Up};
+use crate::relay;
+use crate::shutdown::Shutdown;
+use crate::tunnel::{Endpoint, Registry, collect};
+
+/// Answers requests.
+#[derive(Debug)]
+pub(crate) struct Handler {
+    pub(crate) config: Config,
+    pub(crate) domain: Host<'static>,
+    /// The port of the URL that plain HTTP is redirected to.
+    pub(crate) https_port: u16,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Handler {
+    /// The answer to one request: the app's, or the relay's own.
+    pub(super) async fn answer(&self, sender: &Sender, request: Request<Incoming>) -> Response<ReplyBody> {
+        self.metrics.requests.inc();
+        let id = DeliveryId::now();
+        let browser = request.method() == Method::GET && accepts_html(request.headers());
+        let answer = self.deliver(sender, id, request).await;
+        answer.unwrap_or_else(|answer| {
+            metrics::count(&self.metrics.refused, answer.reason);
+            answer.response(Some(id), browser)
+        })
+    }
+
+    async fn deliver(
+        &self,
+        sender: &Sender,
+        id: DeliveryId,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ReplyBody>, Answer> {
+        let started = Instant::now();
+        let host = host(&request)?;
+        if let Some(Some(tls)) = &sender.tls
+            && *tls != host
+        {
+            return Err(Answer::misdirected());
+        }
+        if sender.tls.is_none() && !self.config.http_serve {
+            return Err(self.to_https(&host, &request));
+        }
+        let endpoint = self.endpoint(&host).ok_or_else(Answer::unknown_endpoint)?;
+        let limit = self.config.max_body;
+        if request.body().size_hint().lower() > limit {
+            return Err(Answer::too_large(limit));
+        }
+        let mut pass = Some(endpoint.enter()?);
+        let upgrade = upgrade(&request);
+        let head = head(sender, id, &endpoint.name, &request, upgrade.clone())?;
+        let _in_flight = Up::new(&self.metrics.in_flight);
+        let reply = if upgrade.is_some() {
+            let switched = hyper::upgrade::on(&mut request);
+            let session = endpoint.session().ok_or(Undelivered::Away)?;
+            match session.upgrade(&head, &mut pass).await? {
+                Err(reply) => reply,
+                Ok((status, headers, stream)) => {
+                    let (close, pass) = (self.shutdown.close.clone(), pass);
+                    self.shutdown.work.spawn(async move {
+                        let _pass = pass;
+                        if let Ok(upgraded) = switched.await {
+                            let joined = join(upgraded, stream);
+                            let _ = close.run_until_cancelled(joined).await;
+                        }
+                    });
+                    self.metrics.replies.count(status);
+                    return Ok(switching(status, headers, &upgrade.unwrap_or_default()));
+                }
+            }
+        } else {
+            let body = self.body(request.into_body()).await?;
+            let head = RequestHead { whole: matches!(body, Body::Whole(..)), ..head };
+            self.reply(endpoint, Delivery { head, body, pass }).await?
+        };
+        self.metrics.first_byte.observe(started.elapsed().as_secs_f64());
+        match reply {
+            Reply::App(status, headers, body) => {
+                self.metrics.replies.count(status);
+                let mut response = Response::new(body);
+                *response.status_mut() = status;
+                *response.headers_mut() = headers.into_map();
+                Ok(response)
+            }
+            Reply::Failed(failure, message) => Err(Answer::failed(failure, message)),
+        }
+    }
+
+    /// Delivers. A whole delivery is carried out even when the sender hangs up, which drops this future.
+    async fn reply(&self, endpoint: Arc<Endpoint>, delivery: Delivery) -> Result<Reply, Answer> {
+        let whole = delivery.head.whole;
+        let deliver = async move { relay::deliver(&endpoint, delivery).await };
+        Ok(if whole { CarriedOut::new(deliver, &self.shutdown.work).await? } else { deliver.await? })
+    }
+
+    fn endpoint(&self, host: &Host<'_>) -> Option<Arc<Endpoint>> {
+        if let Some(name) = host.below(&self.domain) {
+            return self.registry.find(name);
+        }
+        let default = self.config.default_endpoint.as_ref()?;
+        let own = *host == self.domain || matches!(host.as_str(), "127.0.0.1" | "[::1]" | "localhost");
+        own.then(|| self.registry.find(default.as_str())).flatten()
+    }
+
+    /// The body whole, when it is announced as small or has come already; as a stream else.
+    async fn body(&self, body: Incoming) -> Result<Body, Answer> {
+        let announced = body.size_hint().exact();
+        let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
+        let limits = InboundLimits { max_body, timeout, min_rate };
+        let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone());
+        match announced {
+            Some(length) if length <= hookway_protocol::WHOLE_BODY as u64 => {
+                let collected = tokio::time::timeout(timeout, collect(inbound)).await;
+                collected.map_err(|_| Answer::from(super::InboundError::TooSlow))?.map_err(Answer::from)
+            }
+            _ => Ok(Body::Stream(Some(inbound))),
+        }
+    }
+
+    fn to_https(&self, host: &Host<'_>, request: &Request<Incoming>) -> Answer {
+        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        Answer::to_https(match self.https_port {
+            443 => format!("https://{host}{path}"),
+            port => format!("https://{host}:{port}{path}"),
+        })
+    }
+}
+
+/// The host that the request is for. Whatever two readers could take differently is refused (RFC 9112 §3.2).
+fn host(request: &Request<Incoming>) -> Result<Host<'_>, Answer> {
+    let malformed = |_| Answer::malformed("the Host is not a host name");
+    let headers = request.headers();
+    if headers.get_all(header::TRANSFER_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1
+    {
+        return Err(Answer::malformed("the only transfer encoding taken is chunked"));
+    }
+    if request.version() < Version::HTTP_2 && request.method() == Method::CONNECT {
+        return Err(Answer::malformed("this is no proxy"));
+    }
+    let mut named = headers.get_all(header::HOST).iter();
+    let (field, more) = (named.next(), named.next());
+    if more.is_some() {
+        return Err(Answer::malformed("more than one Host"));
+    }
+    let field = field.map(|value| value.to_str().map_err(|_| Answer::malformed("the Host is not a host name")));
+    let field = field.transpose()?.map(Host::parse).transpose().map_err(malformed)?;
+    let authority = request.uri().authority().map(|authority| Host::parse(authority.as_str())).transpose();
+    match (authority.map_err(malformed)?, field) {
+        (Some(authority), Some(field)) if authority != field => Err(Answer::malformed("two different hosts")),
+        // HTTP/1.1 wants a Host even beside an absolute target.
+        (Some(authority), field) if field.is_some() || request.version() == Version::HTTP_2 => Ok(authority),
+        (None, Some(field)) => Ok(field),
+        _ => Err(Answer::malformed("the Host is missing")),
+    }
+}
+
+/// What the client is told of the request.
+fn head(
+    sender: &Sender,
+    id: DeliveryId,
+    endpoint: &EndpointName,
+    request: &Request<Incoming>,
+    upgrade: Option<String>,
+) -> Result<RequestHead, Answer> {
+    let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    if !target.as_str().starts_with('/') && !(target == "*" && request.method() == Method::OPTIONS) {
+        return Err(Answer::malformed("the target is no path"));
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(RequestHead {
+        id,
+        received_at_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),
+        endpoint: endpoint.clone(),
+        method: request.method().clone(),
+        target,
+        headers: forwarded(sender, request),
+        remote: sender.ip.to_string(),
+        attempt: 1,
+        possible_duplicate: false,
+        whole: false,
+        upgrade,
+        http2: request.version() == Version::HTTP_2,
+    })
+}
+
+/// The request's own fields, and the truth about where it came from in place of what the sender says of that.
+fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
+    let mut headers = Headers::with_capacity(0);
+    let host = match (request.headers().get(header::HOST), request.uri().authority()) {
+        (Some(host), _) => Some(host.clone()),
+        (None, Some(authority)) => {
+            let host = HeaderValue::from_str(authority.as_str()).ok();
+            headers = host.iter().map(|host| (header::HOST, host.clone())).collect();
+            host
+        }
+        (None, None) => None,
+    };
+    let own = Headers::end_to_end(request.headers(), |name| !is_ours(name));
+    let mut headers: Headers = headers.iter().chain(own.iter()).map(|(n, v)| (n.clone(), v.clone())).collect();
+    if request.version() == Version::HTTP_2
+        && request.headers().get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"))
+    {
+        headers.push(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let proto = if sender.tls.is_some() { "https" } else { "http" };
+    let ip = sender.ip.to_string();
+    let node = match sender.ip {
+        IpAddr::V4(_) => ip.clone(),
+        IpAddr::V6(_) => format!("\"[{ip}]\""),
+    };
+    let mut push = |name: &'static str, value: Result<HeaderValue, _>| {
+        if let Ok(value) = value {
+            headers.push(HeaderName::from_static(name), value);
+        }
+    };
+    push("x-forwarded-for", HeaderValue::try_from(ip));
+    push("x-forwarded-proto", Ok(HeaderValue::from_static(proto)));
+    if let Some(host) = host {
+        let text = host.to_str().unwrap_or_default();
+        push("forwarded", HeaderValue::try_from(format!("for={node};host=\"{text}\";proto={proto}")));
+        push("x-forwarded-host", Ok(host));
+    }
+    headers
+}
+
+/// Whether a field is one that only the relay may set. Underscores are hyphens to many an app.
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str().replace('_', "-");
+    name.starts_with("x-forwarded-") || name.starts_with("hookway-") || name == "forwarded" || name == "x-real-ip"
+}
+
+/// The protocol that an HTTP/1.1 request asks to upgrade to (RFC 9110 §7.8).
+fn upgrade(request: &Request<Incoming>) -> Option<String> {
+    let headers = request.headers();
+    let asked = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let asked = asked.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    let body = request.body().size_hint().exact() != Some(0);
+    if !asked || body || request.version() != Version::HTTP_11 {
+        return None;
+    }
+    let protocol = headers.get(header::UPGRADE)?.to_str().ok()?;
+    // HTTP/2 over plain text is negotiated otherwise; an app must not be talked into it behind our back.
+    (!protocol.to_ascii_lowercase().starts_with("h2c")).then(|| protocol.to_owned())
+}
+
+fn switching(status: StatusCode, headers: Headers, protocol: &str) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::Whole(None));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers.into_map();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Ok(protocol) = HeaderValue::from_str(protocol) {
+        response.headers_mut().insert(header::UPGRADE, protocol);
+    }
+    response
+}
+
+/// Carries bytes both ways until either side ends.
+async fn join(upgraded: Upgraded, stream: Stream) {
+    let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+    let Stream { mut sender, mut receiver } = stream;
+    let outwards = async {
+        while let Ok(Some(Frame::Data(data))) = receiver.frame().await {
+            if write.write_all(&data).await.is_err() {
+                break;
+            }
+        }
+        let _ = write.shutdown().await;
+    };
+    let inwards = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(16 << 10);
+            match read.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => {
+                    let mut start = BytesMut::with_capacity(16);
+                    frame::put_data_start(&mut start, count);
+                    if sender.send(&mut [start.freeze(), buffer.split().freeze()]).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        let _ = sender.send(&mut [bytes::Bytes::from_static(frame::END)]).await;
+        sender.finish();
+    };
+    tokio::join!(outwards, inwards);
+}
+
+fn accepts_html(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
+/// A future that is carried out to its end, by a task when whoever waited for it is gone. Spawning a task for every
+/// request would cost more, and few senders hang up.
+struct CarriedOut<F: Future<Output: Send> + Send + 'static> {
+    future: Option<Pin<Box<F>>>,
+    tasks: TaskTracker,
+}
+
+impl<F: Future<Output: Send> + Send + 'static> CarriedOut<F> {
+    fn new(future: F, tasks: &TaskTracker) -> Self {
+        Self { future: Some(Box::pin(future)), tasks: tasks.clone() }
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Future for CarriedOut<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let future = self.future.as_mut().expect("not polled after it was ready");
+        let poll = future.as_mut().poll(cx);
+        if poll.is_ready() {
+            self.future = None;
+        }
+        poll
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for CarriedOut<F> {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take() {
+            self.tasks.spawn(async move { drop(future.await) });
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A sender's body: bounded in size, in time and in slowness.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use prometheus_client::metrics::counter::Counter;
+use tokio::time::{Instant, Sleep};
+
+/// A slow start is forgiven for this long.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A sender's body as it arrives.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    body: Incoming,
+    limits: InboundLimits,
+    taken: u64,
+    since: Instant,
+    /// Runs while a read waits.
+    deadline: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    count: Counter,
+}
+
+/// The bounds of a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InboundLimits {
+    pub(super) max_body: u64,
+    pub(super) timeout: Duration,
+    pub(super) min_rate: u64,
+}
+
+/// Why a body was not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InboundError {
+    #[error("the body is over {0} bytes")]
+    TooLarge(u64),
+    #[error("the body did not go on in time")]
+    TooSlow,
+    #[error("the sender broke off")]
+    Broken(#[source] hyper::Error),
+}
+
+impl Inbound {
+    pub(super) fn new(body: Incoming, limits: InboundLimits, count: Counter) -> Self {
+        Self { body, limits, taken: 0, since: Instant::now(), deadline: None, waiting: false, count }
+    }
+
+    /// The next piece of the body.
+    pub(crate) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, InboundError>> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await
+    }
+
+    fn take(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, InboundError> {
+        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+        self.taken += length;
+        self.count.inc_by(length);
+        if self.taken > self.limits.max_body {
+            return Err(InboundError::TooLarge(self.limits.max_body));
+        }
+        // Only a body of announced length has to hurry: the others may be a conversation.
+        let age = self.since.elapsed();
+        let slow = age > GRACE && self.taken / age.as_secs().max(1) < self.limits.min_rate;
+        if slow && self.body.size_hint().exact().is_some_and(|rest| rest > 0) {
+            return Err(InboundError::TooSlow);
+        }
+        Ok(frame)
+    }
+}
+
+impl Body for Inbound {
+    type Data = Bytes;
+    type Error = InboundError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, InboundError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.waiting = false;
+            return Poll::Ready(match frame {
+                None => None,
+                Some(Ok(frame)) => Some(self.take(frame)),
+                Some(Err(error)) => Some(Err(InboundError::Broken(error))),
+            });
+        }
+        let announced = self.body.size_hint().exact().is_some();
+        if !announced {
+            return Poll::Pending;
+        }
+        let timeout = self.limits.timeout;
+        let waiting = std::mem::replace(&mut self.waiting, true);
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        if !waiting {
+            deadline.as_mut().reset(Instant::now() + timeout);
+        }
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(Some(Err(InboundError::TooSlow)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
