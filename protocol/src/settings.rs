@@ -89,7 +89,9 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 pub fn duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 6] =
         [("ms", 1), ("s", 1000), ("min", 60_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-    quantity(text, &UNITS).map(Duration::from_millis).ok_or_else(|| "a duration is a number and ms, s, m, h or d".into())
+    quantity(text, &UNITS)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "a duration is a number and ms, s, m, h or d".into())
 }
 
 /// Reads a size in bytes such as `64KiB`, `1MiB`, `1GiB`, `500kB` or `4096`.

@@ -4,11 +4,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
-use http_body::{Frame, SizeHint};
 use hookway_protocol::head::{Failure, RequestHead};
 use hookway_protocol::headers::Headers;
 use hookway_protocol::link::StreamError;
+use http::{HeaderMap, StatusCode};
+use http_body::{Frame, SizeHint};
 
 use crate::limits::Pass;
 use crate::public::{Inbound, InboundError};

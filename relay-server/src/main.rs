@@ -1,1 +1,23 @@
-fn main() {}
+//! `hookway-relay`: the command line around [`hookway_relay::Server`].
+
+mod commands;
+
+use std::process::ExitCode;
+
+use hookway_relay::cli::Command;
+
+fn main() -> ExitCode {
+    // One provider for all of TLS and QUIC.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let cli = match hookway_relay::config::parse(std::env::args_os()) {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(error)) => return commands::fail(&error.into(), 7),
+        Err(error) => error.exit(),
+    };
+    match cli.command {
+        Command::Run(args) => commands::run(&args),
+        Command::Token { command } => commands::on_store(commands::token(command)),
+        Command::Endpoint { command } => commands::on_store(commands::endpoint(command)),
+        Command::Version => commands::version(),
+    }
+}

@@ -198,7 +198,7 @@ CASES = [
         "same": CL5 + b"\r\n" + CL5, "same-case": CL5 + b"\r\n" + CL5.lower(), "same-by-value": CL5 + b"\r\nContent-Length: 05",
         "three-same": CL5 + b"\r\n" + CL5 + b"\r\n" + CL5, "after-bare-lf": b"X: y\n" + CL5, "bare-lf-end": CL5 + b"\nX: y",
     }, body=b"hello"),
-    Case("9110-8.6-cl-underscore", raw(b"Content_Length: 3\r\n" + CL5 + b"\r\n", b"hello"), OK, b"hello"),
+    Case("9110-8.6-cl-underscore-name", raw(b"Content_Length: 3\r\n" + CL5 + b"\r\n", b"hello"), OK, b"hello"),
     Case("9110-8.6-cl-no-space", raw(b"Content-Length:5\r\n", b"hello"), OK, b"hello"),
     Case("9110-8.6-cl-get", raw(CL5 + b"\r\n", b"hello", method=b"GET"), OK, b"hello"),
     Case("9110-8.6-cl-head", raw(CL5 + b"\r\n", b"hello", method=b"HEAD"), OK, b"hello"),

@@ -119,7 +119,8 @@ impl Doorkeeper {
             return Err((refused(Code::Token, "the token is unknown, expired or revoked", next), "token"));
         };
         if hello.endpoints.len() > self.max_endpoints {
-            let reason = format!("{} endpoints asked for; a session has at most {}", hello.endpoints.len(), self.max_endpoints);
+            let reason =
+                format!("{} endpoints asked for; a session has at most {}", hello.endpoints.len(), self.max_endpoints);
             return Err((refused(Code::Limit, &reason, "ask for fewer"), "endpoints"));
         }
         let mut names = Vec::with_capacity(hello.endpoints.len());

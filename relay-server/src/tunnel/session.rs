@@ -102,7 +102,11 @@ impl Session {
         let reply = match reply {
             Ok(reply) => reply,
             // When the sender's body was at fault, the abort is only what came of it.
-            Err(error) => return Err(fault.and_then(|fault| fault.now_or_never()?.ok()).map_or(Undelivered::Lost(error), Undelivered::Body)),
+            Err(error) => {
+                return Err(fault
+                    .and_then(|fault| fault.now_or_never()?.ok())
+                    .map_or(Undelivered::Lost(error), Undelivered::Body));
+            }
         };
         let stream = ReplyStream {
             receiver: Some(receiver),
@@ -150,8 +154,14 @@ impl Session {
             ReplyHead::App { status, headers } => {
                 let Stream { receiver, .. } = stream;
                 let (session, pass) = (self.clone(), pass.take());
-                let stream =
-                    ReplyStream { receiver: Some(receiver), sender: None, session, pass, ready: VecDeque::new(), done: false };
+                let stream = ReplyStream {
+                    receiver: Some(receiver),
+                    sender: None,
+                    session,
+                    pass,
+                    ready: VecDeque::new(),
+                    done: false,
+                };
                 Ok(Err(Reply::App(status, headers, stream.into_body())))
             }
             ReplyHead::Failed { failure, message } => Ok(Err(Reply::Failed(failure, message))),

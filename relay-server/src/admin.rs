@@ -1,0 +1,88 @@
+//! The operator's side: health and metrics.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hookway_protocol::host::Host;
+use tokio::net::TcpListener;
+
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+
+/// Where the operator looks.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Where the admin listener listens, if it does.
+    pub admin: Option<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { admin: Some(([127, 0, 0, 1], 9480).into()) }
+    }
+}
+
+#[derive(Debug)]
+struct Admin {
+    metrics: Arc<Metrics>,
+    store: Store,
+    shutdown: Shutdown,
+}
+
+/// Serves the admin listener until the relay stops.
+pub(crate) async fn run(listener: TcpListener, metrics: Arc<Metrics>, store: Store, shutdown: Shutdown) {
+    let close = shutdown.close.clone();
+    let router = Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics_text))
+        .layer(middleware::from_fn(from_here))
+        .with_state(Arc::new(Admin { metrics, store, shutdown }));
+    let served = axum::serve(listener, router).with_graceful_shutdown(close.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the admin listener failed");
+    }
+}
+
+/// Refuses what a web page of somebody else could send: pages name a host, and browsers their origin (DNS
+/// rebinding, cross-site requests).
+async fn from_here(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| Host::parse(host.to_str().ok()?).ok());
+    let here = host.is_some_and(|host| {
+        let host = host.as_str();
+        host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+    });
+    if !here || request.headers().contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "reach the admin listener by its address, and not from a web page\n")
+            .into_response();
+    }
+    next.run(request).await
+}
+
+/// 200 while the relay is well; 503 with the reasons when it is not.
+async fn health(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.store.version().await {
+        Ok(_) => "ok\n".into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")).into_response(),
+    }
+}
+
+/// 200 while the relay takes traffic; 503 when it is stopping.
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    if admin.shutdown.stop_accepting.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    health(State(admin)).await
+}
+
+async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], admin.metrics.encode()).into_response()
+}

@@ -1,0 +1,299 @@
+//! The relay's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hookway_protocol::host::Host;
+use hookway_protocol::settings::{duration, size};
+
+use crate::limits::Rate;
+
+/// Takes webhooks at public HTTPS names and carries them to the clients that serve those names.
+#[derive(Debug, Parser)]
+#[command(name = "hookway-relay", version, disable_help_subcommand = true, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The relay's commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the relay
+    Run(Box<RunArgs>),
+    /// Make, list and revoke the tokens that clients connect with
+    Token {
+        /// What to do with tokens.
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// List, show and release endpoints
+    Endpoint {
+        /// What to do with endpoints.
+        #[command(subcommand)]
+        command: EndpointCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+/// Which store a command works on.
+#[derive(Args, Clone, Debug)]
+pub struct StoreArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where the relay keeps what survives a restart
+    #[arg(long, value_name = "DIR", env = "HOOKWAY_RELAY_DATA_DIR", default_value = "/var/lib/hookway")]
+    pub data_dir: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it: the only time it can be seen
+    Create {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Who it is for. Tokens of one name own the same endpoints
+        #[arg(long, value_parser = token_name)]
+        name: String,
+        /// Names it may serve, such as billing-*; any, if none is given
+        #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
+        endpoints: Vec<String>,
+        /// When it stops to be valid, from now: 90d
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        expires: Option<Duration>,
+    },
+    /// List tokens, without their secret
+    List {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Revoke a token, or all of a name; its clients are cut off within seconds
+    Revoke {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// The token's id or name
+        token: String,
+    },
+}
+
+/// What to do with endpoints.
+#[derive(Debug, Subcommand)]
+pub enum EndpointCommand {
+    /// List endpoints and their owners
+    List {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Show one endpoint
+    Show {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Its name
+        name: String,
+    },
+    /// Make a name free for others
+    Release {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Its name
+        name: String,
+    },
+}
+
+/// Where certificates come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tls {
+    /// A CA of the relay's own
+    SelfSigned,
+    /// PEM files, read again when they change
+    Files,
+}
+
+/// An address, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            text => text.parse().map(|address| Self(Some(address))).map_err(|_| "an address and port, or off".into()),
+        }
+    }
+}
+
+/// Settings of a running relay. Each is a key of the same name in the configuration file.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Endpoints are host names directly below this one
+    #[arg(long, env = "HOOKWAY_RELAY_DOMAIN", value_parser = host)]
+    pub(crate) domain: Option<Host<'static>>,
+    /// Where HTTPS listens, and QUIC for clients on UDP
+    #[arg(long, value_name = "ADDR", env = "HOOKWAY_RELAY_HTTPS", default_value = "0.0.0.0:443")]
+    pub(crate) https: SocketAddr,
+    /// Where plain HTTP listens, or off; it redirects
+    #[arg(long, value_name = "ADDR", env = "HOOKWAY_RELAY_HTTP", default_value = "0.0.0.0:80")]
+    pub(crate) http: Listen,
+    /// Serve plain HTTP instead of redirecting it
+    #[arg(long, env = "HOOKWAY_RELAY_HTTP_SERVE")]
+    pub(crate) http_serve: bool,
+    /// Where health and metrics are served, or off
+    #[arg(long, value_name = "ADDR", env = "HOOKWAY_RELAY_ADMIN", default_value = "127.0.0.1:9480")]
+    pub(crate) admin: Listen,
+    /// The HTTPS port that senders see, when it is another
+    #[arg(long, value_name = "PORT", env = "HOOKWAY_RELAY_PUBLIC_PORT")]
+    pub(crate) public_port: Option<u16>,
+    /// Where certificates come from
+    #[arg(long, env = "HOOKWAY_RELAY_TLS", default_value = "self-signed")]
+    pub(crate) tls: Tls,
+    /// The certificate chain, leaf first (with --tls files)
+    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_TLS_CERT")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key (with --tls files)
+    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// How long work in flight may take when the relay stops
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_GRACE", default_value = "30s", value_parser = duration)]
+    pub(crate) grace: Duration,
+    /// What is logged, such as info or hookway_relay=debug
+    #[arg(long, value_name = "FILTER", env = "HOOKWAY_RELAY_LOG", default_value = "info")]
+    pub log: String,
+
+    /// Bytes of a request's head
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MAX_HEAD", default_value = "64KiB", value_parser = size, help_heading = "Limits")]
+    pub(crate) max_head: u64,
+    /// Bytes of a request's body
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MAX_BODY", default_value = "1GiB", value_parser = size, help_heading = "Limits")]
+    pub(crate) max_body: u64,
+    /// Requests a second to one endpoint, or off
+    #[arg(long, env = "HOOKWAY_RELAY_RATE", default_value = "1000/s", help_heading = "Limits")]
+    pub(crate) rate: Rate,
+    /// Deliveries of one endpoint at once
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_MAX_CONCURRENT",
+        default_value_t = 1000,
+        help_heading = "Limits"
+    )]
+    pub(crate) max_concurrent: usize,
+    /// Requests a second to all endpoints of one token, or off
+    #[arg(
+        long,
+        value_name = "RATE",
+        env = "HOOKWAY_RELAY_TOKEN_RATE",
+        default_value = "5000/s",
+        help_heading = "Limits"
+    )]
+    pub(crate) token_rate: Rate,
+    /// Deliveries of one token at once
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_TOKEN_MAX_CONCURRENT",
+        default_value_t = 2000,
+        help_heading = "Limits"
+    )]
+    pub(crate) token_max_concurrent: usize,
+    /// A head must have come within this time; also how long an unused HTTP/1.1 connection is kept
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_HEADER_TIMEOUT", default_value = "10s", value_parser = duration, help_heading = "Limits")]
+    pub(crate) header_timeout: Duration,
+    /// A body of announced length must go on within this time, and one up to 1 MiB be whole
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_BODY_TIMEOUT", default_value = "30s", value_parser = duration, help_heading = "Limits")]
+    pub(crate) body_timeout: Duration,
+    /// Bytes a second that a body of announced length must come with
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MIN_BODY_RATE", default_value = "1KiB", value_parser = size, help_heading = "Limits")]
+    pub(crate) min_body_rate: u64,
+    /// A sender must take what it is sent within this time
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_WRITE_TIMEOUT", default_value = "30s", value_parser = duration, help_heading = "Limits")]
+    pub(crate) write_timeout: Duration,
+    /// A connection without a request is closed after this time
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_IDLE_TIMEOUT", default_value = "75s", value_parser = duration, help_heading = "Limits")]
+    pub(crate) idle_timeout: Duration,
+    /// Requests at once on one HTTP/2 connection
+    #[arg(long, value_name = "N", env = "HOOKWAY_RELAY_MAX_STREAMS", default_value_t = 100, help_heading = "Limits")]
+    pub(crate) max_streams: u32,
+    /// Connections of all senders
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_MAX_CONNECTIONS",
+        default_value_t = 20_000,
+        help_heading = "Limits"
+    )]
+    pub(crate) max_connections: usize,
+    /// Connections of one address (an IPv6 /64)
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_MAX_CONNECTIONS_PER_IP",
+        default_value_t = 500,
+        help_heading = "Limits"
+    )]
+    pub(crate) max_connections_per_ip: usize,
+    /// A client must have said who it is within this time
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_HANDSHAKE_TIMEOUT", default_value = "5s", value_parser = duration, help_heading = "Limits")]
+    pub(crate) handshake_timeout: Duration,
+    /// Clients that have not said yet who they are
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_MAX_HANDSHAKES",
+        default_value_t = 512,
+        help_heading = "Limits"
+    )]
+    pub(crate) max_handshakes: usize,
+    /// The same, of one address
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_MAX_HANDSHAKES_PER_IP",
+        default_value_t = 32,
+        help_heading = "Limits"
+    )]
+    pub(crate) max_handshakes_per_ip: usize,
+    /// Endpoints of one client
+    #[arg(long, value_name = "N", env = "HOOKWAY_RELAY_MAX_ENDPOINTS", default_value_t = 64, help_heading = "Limits")]
+    pub(crate) max_endpoints: usize,
+    /// A client's reply must begin within this time
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_REPLY_TIMEOUT", default_value = "10m", value_parser = duration, help_heading = "Limits")]
+    pub(crate) reply_timeout: Duration,
+}
+
+impl RunArgs {
+    /// Whether the ready line is JSON.
+    #[must_use]
+    pub const fn json(&self) -> bool {
+        self.store.json
+    }
+}
+
+fn host(text: &str) -> Result<Host<'static>, String> {
+    Host::parse(text).map(Host::into_owned).map_err(|error| error.to_string())
+}
+
+fn token_name(text: &str) -> Result<String, String> {
+    let fits =
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b));
+    fits.then(|| text.to_owned()).ok_or_else(|| "a name is 1 to 64 letters, digits and -_.@+".into())
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-*".contains(&b));
+    fits.then(|| text.to_owned()).ok_or_else(|| "a pattern is an endpoint name in which * stands for anything".into())
+}

@@ -1,0 +1,219 @@
+//! What each command does, and how its result and its errors are printed.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one module of the relay that prints")]
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
+use hookway_relay::{BindError, EndpointRow, Server, Store, TokenRow};
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Prints an error with its causes.
+pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  cause: {cause}");
+    }
+    ExitCode::from(code)
+}
+
+pub(crate) fn version() -> ExitCode {
+    println!("hookway-relay {}", env!("CARGO_PKG_VERSION"));
+    ExitCode::SUCCESS
+}
+
+/// Runs the relay until a signal stops it.
+pub(crate) fn run(args: &RunArgs) -> ExitCode {
+    let filter = match tracing_subscriber::EnvFilter::try_new(&args.log) {
+        Ok(filter) => filter,
+        Err(error) => return fail(&anyhow::Error::new(error).context("--log is no filter"), 2),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(error) => return fail(&error.into(), 7),
+    };
+    let domain = config.domain.to_string();
+    let serve = async {
+        let mut stop = Stop::new()?;
+        let server = Server::bind(config).await.map_err(with_next_step)?;
+        announce(&server, &domain, args.json());
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        stop.wait().await;
+        tracing::info!("stopping: finishing what is in flight");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let finished = tokio::select! {
+            finished = server.shutdown() => finished,
+            () = stop.wait() => return Ok(ExitCode::from(130)),
+        };
+        if !finished {
+            tracing::warn!("the grace period is over: some requests were cut");
+        }
+        Ok(ExitCode::SUCCESS)
+    };
+    block_on(serve).unwrap_or_else(|error| fail(&error, 1))
+}
+
+fn announce(server: &Server, domain: &str, json: bool) {
+    let addresses = server.addresses();
+    let ca = server.ca().map(|path| path.display().to_string());
+    if json {
+        let text = |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string());
+        let (http, admin) = (text(addresses.http), text(addresses.admin));
+        let https = addresses.https.to_string();
+        let mut line = json!({"event": "ready", "domain": domain, "https": https, "http": http, "admin": admin});
+        if let Some(ca) = ca {
+            line["ca"] = ca.into();
+        }
+        println!("{line}");
+        return;
+    }
+    println!("hookway-relay {}   ready", env!("CARGO_PKG_VERSION"));
+    println!("  Endpoints  https://NAME.{domain}   (listening on {}, TCP and UDP)", addresses.https);
+    if let Some(admin) = addresses.admin {
+        println!("  Admin      http://{admin}/health  /metrics");
+    }
+    if let Some(ca) = ca {
+        println!("  CA         {ca}   (give it to clients:  hookway --relay-ca FILE)");
+    }
+}
+
+fn with_next_step(error: BindError) -> anyhow::Error {
+    let next = match &error {
+        BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a right:  setcap cap_net_bind_service=+ep hookway-relay"
+        }
+        BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            "stop what listens there, or choose another port with --https, --http or --admin"
+        }
+        BindError::Store(_) => "check that --data-dir can be written",
+        _ => return error.into(),
+    };
+    let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
+    anyhow::anyhow!("{}\n  cause: {}\n  next:  {next}", causes[0], causes[1..].join(": "))
+}
+
+pub(crate) fn on_store(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    block_on(work).unwrap_or_else(|error| fail(&error, 1))
+}
+
+/// Everything runs on one thread: a relay's work is many small pieces, and handing them between threads costs more
+/// than it gains (see ARCHITECTURE.md).
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        TokenCommand::Create { store, name, endpoints, expires } => {
+            let expires_at = expires.map(|after| Timestamp::now().checked_add(after)).transpose()?;
+            let new = open(&store)?.create_token(&name, endpoints, expires_at).await?;
+            let secret = new.token.reveal();
+            if store.json {
+                let mut line = serde_json::to_value(&new.row)?;
+                line["token"] = secret.into();
+                println!("{line}");
+            } else {
+                println!("{secret}");
+                eprintln!("This is the only time it is shown. On the developer's machine:");
+                eprintln!("  hookway login RELAY      (it asks for the token)");
+            }
+        }
+        TokenCommand::List { store } => {
+            let tokens = open(&store)?.tokens().await?;
+            print_rows(&tokens, store.json, "ID                NAME              STATE      ENDPOINTS", |token| {
+                let names = if token.endpoints.is_empty() { "any".into() } else { token.endpoints.join(" ") };
+                format!("{:<16}  {:<16}  {:<9}  {names}", token.id, token.name, state(token))
+            })?;
+        }
+        TokenCommand::Revoke { store, token } => {
+            let revoked = open(&store)?.revoke_tokens(&token).await?;
+            if revoked.is_empty() {
+                anyhow::bail!("no valid token has the id or name `{token}`\n  next:  hookway-relay token list");
+            }
+            print_rows(&revoked, store.json, "REVOKED", |token| format!("{}  {}", token.id, token.name))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn state(token: &TokenRow) -> &'static str {
+    match (token.revoked_at, token.is_valid()) {
+        (Some(_), _) => "revoked",
+        (None, true) => "valid",
+        (None, false) => "expired",
+    }
+}
+
+pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCode> {
+    let unknown = |name: &str| anyhow::anyhow!("there is no endpoint `{name}`\n  next:  hookway-relay endpoint list");
+    match command {
+        EndpointCommand::List { store } => print_endpoints(&open(&store)?.endpoints().await?, store.json)?,
+        EndpointCommand::Show { store, name } => {
+            let mut rows = open(&store)?.endpoints().await?;
+            rows.retain(|row| row.name == name);
+            if rows.is_empty() {
+                return Err(unknown(&name));
+            }
+            print_endpoints(&rows, store.json)?;
+        }
+        EndpointCommand::Release { store, name } => {
+            let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
+            if !open(&store)?.release_endpoint(&parsed).await? {
+                return Err(unknown(&name));
+            }
+            if store.json {
+                println!("{}", json!({"released": name}));
+            } else {
+                println!("released {name}");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_endpoints(rows: &[EndpointRow], json: bool) -> anyhow::Result<()> {
+    print_rows(rows, json, "NAME                      OWNER             LAST SEEN", |row| {
+        format!("{:<24}  {:<16}  {:.0}", row.name, row.owner, row.last_seen_at)
+    })
+}
+
+fn print_rows<T: serde::Serialize>(
+    rows: &[T],
+    json: bool,
+    title: &str,
+    line: impl Fn(&T) -> String,
+) -> anyhow::Result<()> {
+    if !json {
+        println!("{title}");
+    }
+    for row in rows {
+        println!("{}", if json { serde_json::to_string(row)? } else { line(row) });
+    }
+    Ok(())
+}
+
+fn open(args: &StoreArgs) -> anyhow::Result<Store> {
+    Ok(Store::open(&args.data_dir)?)
+}
+
+/// Ctrl-C or a service manager's SIGTERM.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The relay's configuration: defaults < file < environment < flags, as one typed value.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use hookway_protocol::host::Host;
+use hookway_protocol::settings;
+
+use crate::cli::{Cli, RunArgs, Tls};
+use crate::{admin, certs, limits, public, tunnel};
+
+/// Everything a relay needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Endpoints are host names directly below this one.
+    pub domain: Host<'static>,
+    /// Where the relay keeps what survives a restart.
+    pub data_dir: PathBuf,
+    /// How long work in flight may take when the relay stops.
+    pub grace: Duration,
+    /// Senders.
+    pub public: public::Config,
+    /// Clients.
+    pub tunnel: tunnel::Config,
+    /// What endpoints and tokens may use.
+    pub limits: limits::Config,
+    /// Certificates.
+    pub certs: certs::Config,
+    /// The operator.
+    pub admin: admin::Config,
+}
+
+impl Config {
+    /// A relay with the defaults of every part.
+    #[must_use]
+    pub fn new(domain: Host<'static>, data_dir: PathBuf) -> Self {
+        Self {
+            domain,
+            data_dir,
+            grace: Duration::from_secs(30),
+            public: public::Config::default(),
+            tunnel: tunnel::Config::default(),
+            limits: limits::Config::default(),
+            certs: certs::Config::SelfSigned,
+            admin: admin::Config::default(),
+        }
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is wrong with it, all of it.
+    #[error("{path} has {} to mend:\n{}", count(problems), list(problems))]
+    Wrong {
+        /// The file.
+        path: String,
+        /// Each problem.
+        problems: Vec<settings::Problem>,
+    },
+    /// A setting that must be there is not.
+    #[error("{0}")]
+    Missing(&'static str),
+}
+
+fn count(problems: &[settings::Problem]) -> String {
+    if problems.len() == 1 { "1 line".into() } else { format!("{} lines", problems.len()) }
+}
+
+fn list(problems: &[settings::Problem]) -> String {
+    problems.iter().map(|problem| format!("    {problem}")).collect::<Vec<_>>().join("\n")
+}
+
+/// The command line with the settings of the configuration file put in where neither a flag nor the environment
+/// says otherwise.
+///
+/// # Errors
+/// The outer error is clap's, for the command line; the inner one the file's.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Result<Cli, ConfigError>, clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let command = Cli::command();
+    let matches = command.clone().try_get_matches_from(&args)?;
+    let Some((name, sub)) = matches.subcommand() else { return Ok(Ok(Cli::from_arg_matches(&matches)?)) };
+    let path = sub.try_get_one::<PathBuf>("config").ok().flatten();
+    if let (Some(path), Some(run)) = (path, command.find_subcommand(name)) {
+        match from_file(path, run, sub) {
+            Ok(more) => args.extend(more),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(Cli::from_arg_matches(&command.try_get_matches_from(&args)?)?))
+}
+
+/// The file's settings as flags.
+fn from_file(path: &Path, command: &Command, given: &ArgMatches) -> Result<Vec<OsString>, ConfigError> {
+    let shown = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: shown.clone(), source })?;
+    let known: Vec<&str> = Cli::command_keys(command);
+    // A command that knows fewer settings than `run` reads the same file.
+    let all = Cli::command();
+    let run = all.find_subcommand("run").expect("there is a run command");
+    let (settings, mut problems) = settings::read(&text, &Cli::command_keys(run), &[]);
+    let mut flags = Vec::new();
+    for setting in settings {
+        let on_switch =
+            run.get_arguments().any(|a| a.get_long() == Some(&setting.key) && !a.get_action().takes_values());
+        let values: Vec<OsString> = match (on_switch, setting.values.first().map(String::as_str)) {
+            (true, Some("true")) => vec![format!("--{}", setting.key).into()],
+            (true, Some("false")) => continue,
+            (true, _) => {
+                let message = format!("`{}` is true or false", setting.key);
+                problems.push(settings::Problem { line: setting.line, message });
+                continue;
+            }
+            _ => setting.values.iter().map(|value| format!("--{}={value}", setting.key).into()).collect(),
+        };
+        if let Err(message) = check(run, &values) {
+            problems.push(settings::Problem { line: setting.line, message });
+        }
+        let id = setting.key.replace('-', "_");
+        let decided = known.contains(&setting.key.as_str())
+            && matches!(given.value_source(&id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+        if known.contains(&setting.key.as_str()) && !decided {
+            flags.extend(values);
+        }
+    }
+    problems.sort_by_key(|problem| problem.line);
+    if problems.is_empty() { Ok(flags) } else { Err(ConfigError::Wrong { path: shown, problems }) }
+}
+
+/// Whether these flags alone have good values.
+fn check(command: &Command, flags: &[OsString]) -> Result<(), String> {
+    let checked = command.clone().no_binary_name(true).try_get_matches_from(flags);
+    checked.map(drop).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })
+}
+
+impl RunArgs {
+    /// The typed configuration.
+    ///
+    /// # Errors
+    /// A setting that must be there is not.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let domain = self.domain.clone().ok_or(ConfigError::Missing(
+            "no domain is set: endpoints are host names below it\n  next:  hookway-relay run --domain hooks.example.com",
+        ))?;
+        let certs = match (self.tls, &self.tls_cert, &self.tls_key) {
+            (Tls::SelfSigned, ..) => certs::Config::SelfSigned,
+            (Tls::Files, Some(cert), Some(key)) => certs::Config::Files { cert: cert.clone(), key: key.clone() },
+            (Tls::Files, ..) => {
+                let text = "certificates from files need both\n  next:  --tls-cert FILE --tls-key FILE";
+                return Err(ConfigError::Missing(text));
+            }
+        };
+        Ok(Config {
+            domain,
+            data_dir: self.store.data_dir.clone(),
+            grace: self.grace,
+            certs,
+            admin: admin::Config { admin: self.admin.0 },
+            public: public::Config {
+                https: self.https,
+                http: self.http.0,
+                http_serve: self.http_serve,
+                public_port: self.public_port,
+                default_endpoint: None,
+                max_head: usize::try_from(self.max_head).unwrap_or(usize::MAX),
+                max_body: self.max_body,
+                header_timeout: self.header_timeout,
+                body_timeout: self.body_timeout,
+                min_body_rate: self.min_body_rate,
+                write_timeout: self.write_timeout,
+                idle_timeout: self.idle_timeout,
+                max_streams: self.max_streams,
+                max_connections: self.max_connections,
+                max_connections_per_ip: self.max_connections_per_ip,
+            },
+            tunnel: tunnel::Config {
+                handshake_timeout: self.handshake_timeout,
+                max_handshakes: self.max_handshakes,
+                max_handshakes_per_ip: self.max_handshakes_per_ip,
+                max_endpoints: self.max_endpoints,
+                reply_timeout: self.reply_timeout,
+            },
+            limits: limits::Config {
+                rate: self.rate,
+                max_concurrent: self.max_concurrent,
+                token_rate: self.token_rate,
+                token_max_concurrent: self.token_max_concurrent,
+            },
+        })
+    }
+}
+
+impl Cli {
+    /// The settings of a command: its long flags, but for those that make no sense in a file.
+    fn command_keys(command: &Command) -> Vec<&str> {
+        let not_settings = ["config", "help", "version", "json", "name", "endpoints", "expires"];
+        command.get_arguments().filter_map(clap::Arg::get_long).filter(|key| !not_settings.contains(key)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli;
+
+    fn run(args: &[&str], file: &str) -> Result<RunArgs, String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("relay.toml");
+        std::fs::write(&path, file).expect("a file");
+        let path = path.display().to_string();
+        let args = ["hookway-relay", "run", "--config", &path].iter().chain(args).map(OsString::from);
+        let cli = parse(args).map_err(|e| e.to_string())?.map_err(|e| e.to_string().replace(&path, "FILE"))?;
+        match cli.command {
+            cli::Command::Run(run) => Ok(*run),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_beat_the_file_and_the_file_beats_defaults() {
+        let file = "domain = 'file.test'\nmax-body = '2MiB'\nrate = 'off'\nhttp-serve = true\n";
+        let args = run(&["--domain", "flag.test"], file).expect("good settings");
+        let config = args.config().expect("a config");
+        assert_eq!(config.domain.as_str(), "flag.test");
+        assert_eq!((config.public.max_body, config.public.http_serve), (2 << 20, true));
+        assert_eq!(config.limits.rate, limits::Rate::OFF);
+        assert_eq!(config.public.header_timeout, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let error = run(&[], "domian = 'a.test'\nmax-body = 'much'\n\nhttp-serve = 3\n").expect_err("wrong");
+        assert!(
+            error.starts_with("FILE has 3 lines to mend:\n    line 1: unknown key `domian`; did you mean `domain`?"),
+            "{error}"
+        );
+        assert!(error.contains("line 2: invalid value 'much' for '--max-body"), "{error}");
+        assert!(error.contains("line 4: `http-serve` is true or false"), "{error}");
+    }
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example = include_str!("../../deploy/relay.example.toml");
+        let from_example = run(&[], example).expect("the example is good").config().expect("a config");
+        // Every setting stands in it, commented out with its default or set.
+        let all = Cli::command();
+        let run_command = all.find_subcommand("run").expect("a run command");
+        for key in Cli::command_keys(run_command) {
+            let stands = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            assert!(stands, "{key} is not in deploy/relay.example.toml");
+        }
+        assert_eq!(from_example.domain.as_str(), "hooks.example.com");
+        let uncommented: String = example
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest)
+                    if rest.split(" = ").next().is_some_and(|key| Cli::command_keys(run_command).contains(&key)) =>
+                {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let all_set = run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
+        let shown = |config: &Config| format!("{:?} {:?} {:?}", config.public, config.tunnel, config.limits);
+        assert_eq!(shown(&all_set), shown(&from_example), "what is commented out are the defaults");
+    }
+}

@@ -1,0 +1,200 @@
+//! The relay as a whole: everything bound, running, and stopped in order.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hookway_protocol::link::ALPN;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::public::{Handler, Public};
+use crate::shutdown::Shutdown;
+use crate::store::{Store, StoreError};
+use crate::tunnel::{self, Registry, Tunnel, Urls};
+use crate::{admin, certs};
+
+/// How often tokens, endpoints and certificates are looked at for changes made elsewhere.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Server {
+    addresses: Addresses,
+    ca: Option<PathBuf>,
+    store: Store,
+    shutdown: Shutdown,
+    grace: Duration,
+}
+
+/// Where a relay listens, with the ports that 0 became.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// HTTPS, and QUIC on UDP.
+    pub https: SocketAddr,
+    /// Plain HTTP.
+    pub http: Option<SocketAddr>,
+    /// Health and metrics.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {what} {address}")]
+    Listen {
+        /// What for.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no certificate.
+    #[error("there is no usable certificate")]
+    Certs(#[from] certs::CertsError),
+    /// The store cannot be used.
+    #[error("the relay's store cannot be used")]
+    Store(#[from] StoreError),
+}
+
+impl Server {
+    /// Binds everything and starts to serve.
+    ///
+    /// # Errors
+    /// An address is in use, or the certificate or the store cannot be used. Nothing runs then.
+    pub async fn bind(config: Config) -> Result<Self, BindError> {
+        let shutdown = Shutdown::default();
+        let metrics = Arc::new(Metrics::new());
+        let store = Store::open(&config.data_dir)?;
+        let registry = Arc::new(Registry::open(store.clone(), config.limits).await?);
+        let certs = certs::Certs::open(&config.certs, &config.data_dir, &config.domain)?;
+
+        let (https, udp) = bind_both(config.public.https)?;
+        let http = config.public.http.map(|address| bind_tcp("http", address)).transpose()?;
+        let admin = config.admin.admin.map(|address| bind_tcp("admin", address)).transpose()?;
+        let addresses = Addresses {
+            https: local(&https, config.public.https)?,
+            http: http.as_ref().zip(config.public.http).map(|(l, address)| local(l, address)).transpose()?,
+            admin: admin.as_ref().zip(config.admin.admin).map(|(l, address)| local(l, address)).transpose()?,
+        };
+
+        let https_port = config.public.public_port.unwrap_or(addresses.https.port());
+        let urls = Urls {
+            domain: config.domain.to_string(),
+            https_port,
+            http_port: addresses.http.filter(|_| config.public.http_serve).map(|address| address.port()),
+        };
+        let parts = tunnel::Parts {
+            store: store.clone(),
+            registry: registry.clone(),
+            metrics: metrics.clone(),
+            shutdown: shutdown.clone(),
+            urls,
+        };
+        let tunnel = Tunnel::bind(udp, certs.server_config(&[ALPN]), config.tunnel, parts)
+            .map_err(|source| BindError::Listen { what: "quic", address: addresses.https, source })?;
+        let handler = Arc::new(Handler {
+            config: config.public.clone(),
+            domain: config.domain,
+            https_port,
+            registry: registry.clone(),
+            metrics: metrics.clone(),
+            shutdown: shutdown.clone(),
+        });
+        let tls = TlsAcceptor::from(Arc::new(certs.server_config(&[b"h2", b"http/1.1"])));
+        let public = Public::new(config.public, handler, metrics.clone(), shutdown.clone());
+        shutdown.rest.spawn(public.clone().run(https, Some(tls)));
+        if let Some(http) = http {
+            shutdown.rest.spawn(public.run(http, None));
+        }
+        if let Some(admin) = admin {
+            shutdown.rest.spawn(admin::run(admin, metrics, store.clone(), shutdown.clone()));
+        }
+        shutdown.rest.spawn(tunnel.clone().run());
+        let ca = certs.ca();
+        shutdown.rest.spawn(upkeep(store.clone(), registry, tunnel, certs, shutdown.clone()));
+        Ok(Self { addresses, ca, store, shutdown, grace: config.grace })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The CA file to give to clients, when the certificate is self-signed.
+    #[must_use]
+    pub const fn ca(&self) -> Option<&PathBuf> {
+        self.ca.as_ref()
+    }
+
+    /// The store it runs on.
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Stops in order: accept nothing new, tell the clients, finish what is in flight, close. Says whether
+    /// everything was finished within the grace period.
+    pub async fn shutdown(self) -> bool {
+        self.shutdown.run(self.grace).await
+    }
+}
+
+/// Notices changes made by other processes, ended tokens, and certificates that need replacing.
+async fn upkeep(
+    store: Store,
+    registry: Arc<Registry>,
+    tunnel: Arc<Tunnel>,
+    certs: Arc<certs::Certs>,
+    shutdown: Shutdown,
+) {
+    let mut seen = store.version().await.ok();
+    let mut ticks = tokio::time::interval(UPKEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while shutdown.close.run_until_cancelled(ticks.tick()).await.is_some() {
+        certs.upkeep();
+        let now = store.version().await.ok();
+        let changed = now != seen;
+        seen = now;
+        if changed && let Err(error) = registry.reload().await {
+            tracing::error!(%error, "endpoints cannot be read");
+        }
+        tunnel.cut_off(changed).await;
+    }
+}
+
+/// TCP and UDP on one port number. With port 0, one that is free for both.
+fn bind_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), BindError> {
+    let mut tries = 0;
+    loop {
+        let tcp = bind_tcp("https", address)?;
+        let at = local(&tcp, address)?;
+        match UdpSocket::bind(at) {
+            Ok(udp) => return Ok((tcp, udp)),
+            Err(_) if address.port() == 0 && tries < 20 => tries += 1,
+            Err(source) => return Err(BindError::Listen { what: "quic", address: at, source }),
+        }
+    }
+}
+
+fn bind_tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart must not wait for old connections to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(4096)
+    };
+    bind().map_err(|source| BindError::Listen { what, address, source })
+}
+
+fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, BindError> {
+    listener.local_addr().map_err(|source| BindError::Listen { what: "tcp", address, source })
+}
