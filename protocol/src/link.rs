@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, TransportConfig, VarInt, WriteError};
 
-use crate::frame::{Decoder, Frame, FrameError};
+use crate::frame::{self, Decoder, Frame, FrameError};
 use crate::message::MAX_MESSAGE;
 
 /// The protocol's name in the TLS handshake (RFC 7301).
@@ -208,6 +209,38 @@ impl From<(SendStream, RecvStream)> for Stream {
         let receiver =
             Receiver { recv, buffer: BytesMut::new(), decoder: Decoder::default(), room: *READ_SIZE.start() };
         Self { sender: Sender(send), receiver }
+    }
+}
+
+impl Stream {
+    /// Carries the bytes of an upgraded connection both ways until both have ended.
+    pub async fn join(self, connection: impl AsyncRead + AsyncWrite) {
+        let (mut read, mut write) = tokio::io::split(connection);
+        let Self { mut sender, mut receiver } = self;
+        let inwards = async {
+            while let Ok(Some(Frame::Data(data))) = receiver.frame().await {
+                if write.write_all(&data).await.is_err() || write.flush().await.is_err() {
+                    break;
+                }
+            }
+            // What the other side no longer sends, this connection no longer gets.
+            let _ = write.shutdown().await;
+        };
+        let outwards = async {
+            let mut buffer = BytesMut::new();
+            loop {
+                buffer.reserve(16 << 10);
+                let Ok(count @ 1..) = read.read_buf(&mut buffer).await else { break };
+                let mut start = BytesMut::with_capacity(16);
+                frame::put_data_start(&mut start, count);
+                if sender.send(&mut [start.freeze(), buffer.split().freeze()]).await.is_err() {
+                    break;
+                }
+            }
+            let _ = sender.send(&mut [Bytes::from_static(frame::END)]).await;
+            sender.finish();
+        };
+        tokio::join!(inwards, outwards);
     }
 }
 

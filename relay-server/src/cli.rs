@@ -60,6 +60,7 @@ pub struct StoreArgs {
 pub enum TokenCommand {
     /// Make a token and print it: the only time it can be seen
     Create {
+        /// Which store.
         #[command(flatten)]
         store: StoreArgs,
         /// Who it is for. Tokens of one name own the same endpoints
@@ -74,11 +75,13 @@ pub enum TokenCommand {
     },
     /// List tokens, without their secret
     List {
+        /// Which store.
         #[command(flatten)]
         store: StoreArgs,
     },
     /// Revoke a token, or all of a name; its clients are cut off within seconds
     Revoke {
+        /// Which store.
         #[command(flatten)]
         store: StoreArgs,
         /// The token's id or name
@@ -91,11 +94,13 @@ pub enum TokenCommand {
 pub enum EndpointCommand {
     /// List endpoints and their owners
     List {
+        /// Which store.
         #[command(flatten)]
         store: StoreArgs,
     },
     /// Show one endpoint
     Show {
+        /// Which store.
         #[command(flatten)]
         store: StoreArgs,
         /// Its name
@@ -103,6 +108,7 @@ pub enum EndpointCommand {
     },
     /// Make a name free for others
     Release {
+        /// Which store.
         #[command(flatten)]
         store: StoreArgs,
         /// Its name

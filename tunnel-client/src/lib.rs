@@ -1,1 +1,30 @@
-//! placeholder
+//! The client: takes the webhooks of an endpoint from a relay and puts them to a local app.
+//!
+//! [`Client`] is all that a test needs to get a public URL:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = hookway::Options::new("hooks.example.com", std::env::var("HOOKWAY_TOKEN")?, "127.0.0.1:3000")?;
+//! let client = hookway::Client::connect(options.name("ci")?).await?;
+//! println!("webhooks sent to {} arrive at port 3000", client.url());
+//! let delivery = client.next_delivery().await;
+//! client.close().await;
+//! # drop(delivery); Ok(())
+//! # }
+//! ```
+
+pub mod cli;
+mod client;
+pub mod commands;
+mod config;
+mod exchange;
+mod forwarder;
+mod output;
+mod target;
+mod tunnel;
+
+pub use client::{Client, Options};
+pub use exchange::{Delivered, Event, Outcome};
+pub use forwarder::{HostHeader, Route, Settings as ForwardSettings};
+pub use target::{InvalidTarget, Target};
+pub use tunnel::{ConnectError, RelayAddress, Welcomed};

@@ -6,21 +6,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
-use bytes::BytesMut;
-use hookway_protocol::frame::{self, Frame};
 use hookway_protocol::head::RequestHead;
 use hookway_protocol::headers::Headers;
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::id::DeliveryId;
-use hookway_protocol::link::Stream;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::task::TaskTracker;
 
 use super::answer::Answer;
@@ -92,7 +87,7 @@ impl Handler {
                     self.shutdown.work.spawn(async move {
                         let _pass = pass;
                         if let Ok(upgraded) = switched.await {
-                            let joined = join(upgraded, stream);
+                            let joined = stream.join(TokioIo::new(upgraded));
                             let _ = close.run_until_cancelled(joined).await;
                         }
                     });
@@ -285,39 +280,6 @@ fn switching(status: StatusCode, headers: Headers, protocol: &str) -> Response<R
         response.headers_mut().insert(header::UPGRADE, protocol);
     }
     response
-}
-
-/// Carries bytes both ways until either side ends.
-async fn join(upgraded: Upgraded, stream: Stream) {
-    let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
-    let Stream { mut sender, mut receiver } = stream;
-    let outwards = async {
-        while let Ok(Some(Frame::Data(data))) = receiver.frame().await {
-            if write.write_all(&data).await.is_err() {
-                break;
-            }
-        }
-        let _ = write.shutdown().await;
-    };
-    let inwards = async {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(16 << 10);
-            match read.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(count) => {
-                    let mut start = BytesMut::with_capacity(16);
-                    frame::put_data_start(&mut start, count);
-                    if sender.send(&mut [start.freeze(), buffer.split().freeze()]).await.is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-        let _ = sender.send(&mut [bytes::Bytes::from_static(frame::END)]).await;
-        sender.finish();
-    };
-    tokio::join!(outwards, inwards);
 }
 
 fn accepts_html(headers: &HeaderMap) -> bool {

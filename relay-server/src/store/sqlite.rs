@@ -87,7 +87,7 @@ fn prepare(db: &mut Connection) -> Result<(), StoreError> {
     for migration in missing {
         change.execute_batch(migration)?;
     }
-    change.pragma_update(None, "user_version", MIGRATIONS.len())?;
+    change.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
     Ok(change.commit()?)
 }
 

@@ -1,7 +1,7 @@
 //! The QUIC endpoint that clients dial, and the life of each session.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -199,10 +199,6 @@ impl Tunnel {
             tracing::info!(session = session.id, "token expired or revoked: session ended");
             session.link.close("the token was revoked or has expired");
         }
-    }
-
-    pub(crate) fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.endpoint.local_addr()
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Session>>> {

@@ -1,0 +1,187 @@
+//! Puts deliveries to the local app, over connections that are kept.
+
+mod app;
+mod body;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hookway_protocol::head::{Failure, RequestHead};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+pub(crate) use body::OutBody;
+
+use crate::exchange::Event;
+use crate::target::Target;
+use app::App;
+
+/// How deliveries are put to the app.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where they go, the longest prefix first tried.
+    pub routes: Vec<Route>,
+    /// Header fields to add or replace.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What the app is told as `Host`.
+    pub host: HostHeader,
+    /// The app must begin to answer within this time.
+    pub timeout: Duration,
+    /// How long to wait for an app that does not listen (yet).
+    pub wait_app: Duration,
+    /// A body may have this many bytes.
+    pub max_body: u64,
+    /// Deliveries put to the app at once.
+    pub max_connections: usize,
+}
+
+/// Deliveries whose path begins with this go to that target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Only deliveries of this endpoint; `None` for all.
+    pub endpoint: Option<String>,
+    /// The path's beginning, at a `/`; empty for all.
+    pub prefix: String,
+    /// The app.
+    pub target: Target,
+    /// Whether the prefix is taken off.
+    pub strip: bool,
+}
+
+/// What the app is told as `Host`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// The public name, as the sender sent it: signatures may cover it.
+    #[default]
+    Keep,
+    /// The target's own.
+    Rewrite,
+    /// This one.
+    Value(HeaderValue),
+}
+
+/// The app gave no answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    pub(crate) failure: Failure,
+    /// In a word or two.
+    pub(crate) short: String,
+    /// For the sender and the log.
+    pub(crate) message: String,
+}
+
+/// Puts deliveries to apps.
+#[derive(Debug)]
+pub(crate) struct Forwarder {
+    pub(crate) settings: Settings,
+    apps: Vec<App>,
+}
+
+impl Forwarder {
+    pub(crate) fn new(mut settings: Settings, events: &mpsc::Sender<Event>) -> Arc<Self> {
+        // An endpoint's own route goes before one for all, a longer prefix before a shorter.
+        settings.routes.sort_by_key(|route| std::cmp::Reverse((route.endpoint.is_some(), route.prefix.len())));
+        let apps = settings.routes.iter().map(|route| App::new(route.target.clone(), events.clone())).collect();
+        Arc::new(Self { settings, apps })
+    }
+
+    /// Puts a delivery to its app and waits for the head of the answer.
+    pub(crate) async fn forward(&self, head: RequestHead, body: OutBody) -> Result<Response<Incoming>, Failed> {
+        let path = head.target.path();
+        let route = self.settings.routes.iter().position(|route| route.takes(head.endpoint.as_str(), path));
+        let Some(index) = route else {
+            let message = format!("no route takes {path}");
+            return Err(Failed { failure: Failure::BadRequest, short: "no route".into(), message });
+        };
+        let app = &self.apps[index];
+        let grpc = head.http2 && is_grpc(&head);
+        let request = self.request(&self.settings.routes[index], head, body).ok_or_else(|| Failed {
+            failure: Failure::BadRequest,
+            short: "bad path".into(),
+            message: "the path does not fit behind the target's".into(),
+        })?;
+        let answer = app.send(request, grpc, self.settings.wait_app);
+        match tokio::time::timeout(self.settings.timeout, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let seconds = self.settings.timeout.as_secs_f64();
+                let message = format!("the local app at {} gave no answer within {seconds} s", app.target());
+                Err(Failed { failure: Failure::Timeout, short: format!("timeout {seconds}s"), message })
+            }
+        }
+    }
+
+    fn request(&self, route: &Route, head: RequestHead, body: OutBody) -> Option<Request<OutBody>> {
+        let mut request = Request::new(body);
+        *request.uri_mut() = match route.strip.then(|| head.target.as_str().strip_prefix(route.prefix.as_str())) {
+            Some(Some(rest)) if !rest.starts_with('/') => route.target.uri(&format!("/{rest}").parse::<PathAndQuery>().ok()?),
+            Some(Some(rest)) => route.target.uri(&rest.parse::<PathAndQuery>().ok()?),
+            _ => route.target.uri(&head.target),
+        }?;
+        *request.method_mut() = head.method;
+        let mut headers = head.headers.into_map();
+        let mut insert = |name: &'static str, value: String| {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        };
+        insert("hookway-delivery", head.id.to_string());
+        if head.attempt > 1 {
+            insert("hookway-attempt", head.attempt.to_string());
+            let at = jiff::Timestamp::from_microsecond(i64::try_from(head.received_at_us).ok()?).ok()?;
+            insert("hookway-received-at", at.to_string());
+        }
+        if head.possible_duplicate {
+            insert("hookway-possible-duplicate", "1".into());
+        }
+        match &self.settings.host {
+            HostHeader::Keep => {}
+            HostHeader::Rewrite => drop(headers.insert(HOST, route.target.authority().try_into().ok()?)),
+            HostHeader::Value(host) => drop(headers.insert(HOST, host.clone())),
+        }
+        for (name, value) in &self.settings.headers {
+            headers.insert(name, value.clone());
+        }
+        if let Some(upgrade) = head.upgrade {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, upgrade.try_into().ok()?);
+        }
+        *request.headers_mut() = headers;
+        Some(request)
+    }
+}
+
+impl Route {
+    fn takes(&self, endpoint: &str, path: &str) -> bool {
+        self.endpoint.as_deref().is_none_or(|own| own == endpoint)
+            && path.strip_prefix(self.prefix.as_str()).is_some_and(|rest| {
+                self.prefix.is_empty() || rest.is_empty() || rest.starts_with('/') || self.prefix.ends_with('/')
+            })
+    }
+}
+
+fn is_grpc(head: &RequestHead) -> bool {
+    head.headers.get(&CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("/stripe", "/stripe", true)]
+    #[case("/stripe", "/stripe/webhook", true)]
+    #[case("/stripe", "/stripes", false)]
+    #[case("", "/anything", true)]
+    #[case("/a/", "/a/b", true)]
+    fn routes(#[case] prefix: &str, #[case] path: &str, #[case] takes: bool) {
+        let target = "3000".parse().expect("a target");
+        let route = Route { endpoint: None, prefix: prefix.into(), target, strip: false };
+        assert_eq!(route.takes("any", path), takes);
+        assert!(!Route { endpoint: Some("other".into()), ..route }.takes("any", path));
+    }
+}

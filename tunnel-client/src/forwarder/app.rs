@@ -1,0 +1,195 @@
+//! One local app: its connections, and whether it is there.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hookway_protocol::head::Failure;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use super::{Failed, OutBody};
+use crate::exchange::Event;
+use crate::target::Target;
+
+/// Connections kept for the next deliveries.
+const MAX_IDLE: usize = 256;
+/// How often an app that does not listen is tried again.
+const TRY_EVERY: Duration = Duration::from_millis(100);
+
+trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+
+/// One local app.
+#[derive(Debug)]
+pub(super) struct App {
+    target: Target,
+    idle: Mutex<Vec<http1::SendRequest<OutBody>>>,
+    grpc: Mutex<Option<http2::SendRequest<OutBody>>>,
+    /// What was last told about it; `None` is told once.
+    down: AtomicBool,
+    events: mpsc::Sender<Event>,
+}
+
+impl App {
+    pub(super) fn new(target: Target, events: mpsc::Sender<Event>) -> Self {
+        Self { target, idle: Mutex::default(), grpc: Mutex::default(), down: AtomicBool::new(false), events }
+    }
+
+    pub(super) const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Sends a request. A connection that was closed meanwhile is replaced, as long as no byte was sent on it.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<OutBody>,
+        grpc: bool,
+        wait: Duration,
+    ) -> Result<Response<Incoming>, Failed> {
+        if grpc {
+            return self.send_h2(request, wait).await;
+        }
+        *request.version_mut() = http::Version::HTTP_11;
+        request.headers_mut().remove(http::header::TE);
+        loop {
+            let idle = self.idle();
+            let reused = idle.is_some();
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => self.connect(wait).await?,
+            };
+            match connection.try_send_request(request).await {
+                Ok(response) => {
+                    self.keep(connection);
+                    return Ok(response);
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(again) if reused => request = again,
+                    _ => return Err(self.bad_answer(&error.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn send_h2(&self, mut request: Request<OutBody>, wait: Duration) -> Result<Response<Incoming>, Failed> {
+        let scheme = if self.target.is_tls() { "https" } else { "http" };
+        let host = request.headers_mut().remove(http::header::HOST);
+        let host = host.and_then(|host| host.to_str().map(str::to_owned).ok()).unwrap_or_else(|| self.target.authority());
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = format!("{scheme}://{host}{path}").parse().map_err(|_| Failed {
+            failure: Failure::BadRequest,
+            short: "bad path".into(),
+            message: "the request has no HTTP/2 form".into(),
+        })?;
+        *request.version_mut() = http::Version::HTTP_2;
+        let open = self.grpc.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|c| !c.is_closed());
+        let mut connection = match open {
+            Some(connection) => connection,
+            None => {
+                let io = self.dial(wait, &[b"h2"]).await?;
+                let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
+                let (connection, driver) = handshake.map_err(|error| self.bad_answer(&error))?;
+                drive(driver);
+                *self.grpc.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+                connection
+            }
+        };
+        connection.send_request(request).await.map_err(|error| self.bad_answer(&error))
+    }
+
+    fn idle(&self) -> Option<http1::SendRequest<OutBody>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(connection) = idle.pop() {
+            if connection.is_ready() {
+                return Some(connection);
+            }
+            if !connection.is_closed() {
+                // Its answer is still being read: it comes back to the others when that is done.
+                idle.insert(0, connection);
+                return idle.iter().rposition(http1::SendRequest::is_ready).map(|at| idle.swap_remove(at));
+            }
+        }
+        None
+    }
+
+    fn keep(&self, connection: http1::SendRequest<OutBody>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|connection| !connection.is_closed());
+        if idle.len() < MAX_IDLE {
+            idle.push(connection);
+        }
+    }
+
+    async fn connect(&self, wait: Duration) -> Result<http1::SendRequest<OutBody>, Failed> {
+        let io = self.dial(wait, &[b"http/1.1"]).await?;
+        let handshake = http1::Builder::new().max_buf_size(128 << 10).handshake(TokioIo::new(io)).await;
+        let (connection, driver) = handshake.map_err(|error| self.bad_answer(&error))?;
+        drive(driver.with_upgrades());
+        Ok(connection)
+    }
+
+    /// Connects, waiting for an app that is just starting.
+    async fn dial(&self, wait: Duration, alpn: &[&[u8]]) -> Result<Box<dyn Connection>, Failed> {
+        let until = Instant::now() + wait;
+        loop {
+            let error = match self.open(alpn).await {
+                Ok(connection) => {
+                    self.tell(true);
+                    return Ok(connection);
+                }
+                Err(error) => error,
+            };
+            self.tell(false);
+            if Instant::now() + TRY_EVERY > until {
+                let message = format!("nothing answers at the local app's address {}: {error}", self.target);
+                let short = if error.kind() == io::ErrorKind::ConnectionRefused { "refused" } else { "unreachable" };
+                return Err(Failed { failure: Failure::Refused, short: short.into(), message });
+            }
+            tokio::time::sleep(TRY_EVERY).await;
+        }
+    }
+
+    async fn open(&self, alpn: &[&[u8]]) -> io::Result<Box<dyn Connection>> {
+        let tcp = TcpStream::connect((self.target.host(), self.target.port())).await?;
+        tcp.set_nodelay(true)?;
+        if !self.target.is_tls() {
+            return Ok(Box::new(tcp));
+        }
+        let name = ServerName::try_from(self.target.host().to_owned()).map_err(io::Error::other)?;
+        let connector = TlsConnector::from(Arc::new(crate::tunnel::app_tls(self.target.is_local(), alpn)?));
+        Ok(Box::new(connector.connect(name, tcp).await?))
+    }
+
+    /// Says that the app is there or not, when that is news.
+    fn tell(&self, up: bool) {
+        if self.down.swap(!up, Ordering::Relaxed) == up {
+            let _ = self.events.try_send(Event::App { up, target: self.target.to_string() });
+        }
+    }
+
+    fn bad_answer(&self, error: &hyper::Error) -> Failed {
+        let short = if error.is_incomplete_message() || error.is_canceled() { "hung up" } else { "bad answer" };
+        let message = format!("the local app at {} gave no usable answer: {error}", self.target);
+        Failed { failure: Failure::BadAnswer, short: short.into(), message }
+    }
+}
+
+/// Runs a connection; it ends when the app closes it, or when nobody holds its sender any more.
+fn drive(driver: impl Future<Output = hyper::Result<()>> + Send + 'static) {
+    #[expect(clippy::disallowed_methods, reason = "bounded by its sender's life, which the pool bounds")]
+    tokio::spawn(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, "a connection to the app ended");
+        }
+    });
+}
