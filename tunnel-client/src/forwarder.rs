@@ -13,7 +13,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
-pub(crate) use body::OutBody;
+pub(crate) use body::{OutBody, Streaming};
 
 use crate::exchange::Event;
 use crate::target::Target;

@@ -107,19 +107,11 @@ impl App {
         connection.send_request(request).await.map_err(|error| self.bad_answer(&error))
     }
 
+    /// A kept connection that is free: one whose answer is still being read is not.
     fn idle(&self) -> Option<http1::SendRequest<OutBody>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(connection) = idle.pop() {
-            if connection.is_ready() {
-                return Some(connection);
-            }
-            if !connection.is_closed() {
-                // Its answer is still being read: it comes back to the others when that is done.
-                idle.insert(0, connection);
-                return idle.iter().rposition(http1::SendRequest::is_ready).map(|at| idle.swap_remove(at));
-            }
-        }
-        None
+        let at = idle.iter().rposition(http1::SendRequest::is_ready)?;
+        Some(idle.swap_remove(at))
     }
 
     fn keep(&self, connection: http1::SendRequest<OutBody>) {

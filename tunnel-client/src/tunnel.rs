@@ -1,0 +1,256 @@
+//! Stays connected to the relay.
+
+mod dial;
+mod session;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hookway_protocol::host::Host;
+use hookway_protocol::message::Code;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use dial::app_tls;
+
+use crate::exchange::Event;
+use crate::forwarder::Forwarder;
+use session::{End, Session};
+
+/// The first wait before connecting again; it doubles up to [`MAX_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// For so long after a loss the wait stays short: a relay that restarts is back within it.
+const EAGER: Duration = Duration::from_secs(60);
+/// Wall clock and monotonic clock differ by more than this after a sleep.
+const JUMP: Duration = Duration::from_secs(3);
+
+/// Where a relay is: a host name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayAddress {
+    /// The host.
+    pub host: String,
+    /// The port; 443 unless said.
+    pub port: u16,
+}
+
+impl FromStr for RelayAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+        let host = Host::parse(text).map_err(|error| error.to_string())?;
+        let port = text.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let port = port.filter(|_| !text.ends_with(']')).map_or(Ok(443), |(_, port)| port.parse());
+        Ok(Self { host: host.to_string(), port: port.map_err(|_| "not a port")? })
+    }
+}
+
+impl fmt::Display for RelayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            443 => f.write_str(&self.host),
+            port => write!(f, "{}:{port}", self.host),
+        }
+    }
+}
+
+/// How to reach a relay and what to ask of it.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) relay: RelayAddress,
+    /// A CA to trust beside the system's, or instead of it.
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) token: String,
+    /// Names to serve. An empty one asks for a random name.
+    pub(crate) endpoints: Vec<String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("relay", &self.relay).field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+/// What the relay said when it let the client in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcomed {
+    /// The URLs of each endpoint by name, the public one first.
+    pub urls: BTreeMap<String, Vec<String>>,
+    /// The endpoint asked for first.
+    pub first: Option<String>,
+    /// The name of the token.
+    pub owner: String,
+    /// What the operator wants people to read, or empty.
+    pub notice: String,
+    /// What carries the link.
+    pub transport: &'static str,
+}
+
+/// The relay could not be reached, or refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// No connection.
+    #[error("the relay {relay} cannot be reached")]
+    Unreachable {
+        /// Which relay.
+        relay: String,
+        /// Why.
+        cause: String,
+    },
+    /// The relay said no.
+    #[error("{reason}")]
+    Refused {
+        /// The kind of reason.
+        code: Code,
+        /// Why.
+        reason: String,
+        /// What to do.
+        next: String,
+    },
+    /// Every endpoint of the session is served by somebody else now.
+    #[error("{reason}")]
+    TakenOver {
+        /// Why.
+        reason: String,
+    },
+    /// The CA file cannot be used, or the like.
+    #[error("{0}")]
+    Local(String),
+}
+
+/// Connects, serves, and connects again, for ever; until `stop`, or the relay says no for good.
+pub(crate) async fn run(
+    mut settings: Settings,
+    forwarder: Arc<Forwarder>,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) -> Result<(), ConnectError> {
+    let dialer = dial::Dialer::new(&settings)?;
+    let mut lost: Option<Instant> = None;
+    let mut wait = FIRST_WAIT;
+    loop {
+        let attempt = async {
+            let link = dialer.dial().await?;
+            Session::open(link, &settings, forwarder.clone(), events.clone()).await
+        };
+        let Some(attempt) = stop.run_until_cancelled(attempt).await else { return Ok(()) };
+        match attempt {
+            Ok((session, welcomed)) => {
+                // A random name is kept when the client comes back.
+                for (asked, given) in settings.endpoints.iter_mut().zip(session.endpoints()) {
+                    given.clone_into(asked);
+                }
+                lost = None;
+                wait = FIRST_WAIT;
+                let _ = events.send(Event::Up(welcomed)).await;
+                match session.serve(&stop).await {
+                    End::Stopped => return Ok(()),
+                    End::TakenOver(reason) => return Err(ConnectError::TakenOver { reason }),
+                    End::Lost(reason) => {
+                        let _ = events.send(Event::Down { reason }).await;
+                    }
+                }
+            }
+            Err(error @ ConnectError::Unreachable { .. }) if lost.is_some() => tracing::debug!(%error, "trying again"),
+            Err(ConnectError::Refused { code: Code::Limit, reason, .. }) if lost.is_some() => {
+                tracing::debug!(reason, "trying again");
+            }
+            Err(error) => return Err(error),
+        }
+        let since = *lost.get_or_insert_with(Instant::now);
+        let jitter = 0.5 + 0.5 * f64::from(u16::from_be_bytes(uuid_bytes())) / f64::from(u16::MAX);
+        if stop.run_until_cancelled(pause(wait.mul_f64(jitter), &settings.relay)).await.is_none() {
+            return Ok(());
+        }
+        if since.elapsed() > EAGER {
+            wait = (wait * 2).min(MAX_WAIT);
+        }
+    }
+}
+
+/// Waits; a wall clock that jumps or a new address of this machine cuts it short.
+async fn pause(length: Duration, relay: &RelayAddress) {
+    let end = Instant::now() + length;
+    let mut clock = Clock::new();
+    let address = local_address(relay);
+    while Instant::now() < end {
+        tokio::time::sleep(Duration::from_secs(1).min(end - Instant::now())).await;
+        if clock.jumped() || local_address(relay) != address {
+            return;
+        }
+    }
+}
+
+/// The address this machine would speak to the relay from; nothing is sent. Names are not looked up for it: any
+/// far address shows whether there is a network.
+fn local_address(relay: &RelayAddress) -> Option<std::net::IpAddr> {
+    let ip = relay.host.trim_matches(['[', ']']).parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+    let any: std::net::SocketAddr = match ip {
+        std::net::IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        std::net::IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect((ip, relay.port)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// Notices that the machine slept: the wall clock went on, the monotonic one did not.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    wall: SystemTime,
+    steady: std::time::Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { wall: SystemTime::now(), steady: std::time::Instant::now() }
+    }
+
+    /// Whether the two differ since the last call.
+    pub(crate) fn jumped(&mut self) -> bool {
+        let now = Self::new();
+        let steady = now.steady - self.steady;
+        let jumped = match now.wall.duration_since(self.wall) {
+            Ok(wall) => wall.abs_diff(steady) > JUMP,
+            Err(_) => true,
+        };
+        *self = now;
+        jumped
+    }
+}
+
+fn uuid_bytes() -> [u8; 2] {
+    let id = hookway_protocol::id::DeliveryId::now();
+    [id.as_bytes()[14], id.as_bytes()[15]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("hooks.example.com", "hooks.example.com")]
+    #[case("https://hooks.example.com/", "hooks.example.com")]
+    #[case("hooks.example.com:8443", "hooks.example.com:8443")]
+    #[case("127.0.0.1:1234", "127.0.0.1:1234")]
+    #[case("[::1]:1234", "[::1]:1234")]
+    #[case("[::1]", "[::1]")]
+    fn relays(#[case] text: &str, #[case] shown: &str) {
+        assert_eq!(text.parse::<RelayAddress>().map(|r| r.to_string()), Ok(shown.to_owned()));
+    }
+
+    #[test]
+    fn a_clock_that_did_not_jump() {
+        assert!(!Clock::new().jumped());
+        let mut slept = Clock { wall: SystemTime::now() - Duration::from_secs(60), ..Clock::new() };
+        assert!(slept.jumped());
+        assert!(!slept.jumped());
+    }
+}

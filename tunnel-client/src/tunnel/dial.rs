@@ -1,0 +1,135 @@
+//! Reaches the relay over QUIC.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hookway_protocol::link::{ALPN, Link, Side, transport};
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_platform_verifier::BuilderVerifierExt;
+
+use super::{ConnectError, RelayAddress, Settings};
+
+/// One address of the relay is tried for this long.
+const TRY_FOR: Duration = Duration::from_secs(4);
+
+/// Knows how to reach one relay.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    relay: RelayAddress,
+    config: quinn::ClientConfig,
+}
+
+impl Dialer {
+    pub(super) fn new(settings: &Settings) -> Result<Self, ConnectError> {
+        let mut tls = match &settings.ca {
+            Some(path) => ClientConfig::builder().with_root_certificates(roots(path)?).with_no_client_auth(),
+            None => ClientConfig::builder()
+                .with_platform_verifier()
+                .map_err(|error| ConnectError::Local(format!("the system's certificates cannot be used: {error}")))?
+                .with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| ConnectError::Local(error.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(transport(Side::Client));
+        Ok(Self { relay: settings.relay.clone(), config })
+    }
+
+    /// A link to the relay, its name looked up afresh.
+    pub(super) async fn dial(&self) -> Result<Link, ConnectError> {
+        let host = self.relay.host.trim_matches(['[', ']']);
+        let unreachable = |cause: String| ConnectError::Unreachable { relay: self.relay.to_string(), cause };
+        let found = tokio::time::timeout(TRY_FOR, tokio::net::lookup_host((host, self.relay.port))).await;
+        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let found = found.map_err(|error| unreachable(format!("{host} cannot be looked up: {error}")))?;
+        let mut last = format!("{host} has no address");
+        for address in found {
+            match tokio::time::timeout(TRY_FOR, self.connect(host, address)).await {
+                Ok(Ok(link)) => return Ok(link),
+                Ok(Err(error)) => last = format!("{address} (UDP): {error}"),
+                Err(_) => last = format!("{address} (UDP): no answer within {} s", TRY_FOR.as_secs()),
+            }
+        }
+        Err(unreachable(last))
+    }
+
+    async fn connect(&self, host: &str, address: SocketAddr) -> io::Result<Link> {
+        // Bound to no address of this machine: the link lives on when that changes (RFC 9000 §9).
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let endpoint = quinn::Endpoint::client(any)?;
+        let connecting = endpoint.connect_with(self.config.clone(), address, host).map_err(io::Error::other)?;
+        connecting.await.map(Link::quic).map_err(io::Error::other)
+    }
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, ConnectError> {
+    let local = |why: String| ConnectError::Local(format!("the CA file {} cannot be used: {why}", path.display()));
+    let pem = std::fs::read(path).map_err(|error| local(error.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let added = certificate.map_err(|error| error.to_string()).and_then(|c| roots.add(c).map_err(|e| e.to_string()));
+        added.map_err(local)?;
+    }
+    if roots.is_empty() { Err(local("it has no CERTIFICATE section".into())) } else { Ok(roots) }
+}
+
+/// TLS towards an app. One on this machine has a certificate that nobody signed, and nobody is in between.
+pub(crate) fn app_tls(local: bool, alpn: &[&[u8]]) -> io::Result<ClientConfig> {
+    let builder = ClientConfig::builder();
+    let mut config = if local {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate)).with_no_client_auth()
+    } else {
+        builder.with_platform_verifier().map_err(io::Error::other)?.with_no_client_auth()
+    };
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
+}
+
+/// Takes any certificate. For targets on the loopback only.
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,447 @@
+//! One connection to the relay: the hello, and the exchanges it brings.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use hookway_protocol::frame::{self, Frame};
+use hookway_protocol::head::{self, Failure, ReplyHead, RequestHead};
+use hookway_protocol::headers::{Headers, allowed_in_trailers};
+use hookway_protocol::link::{Control, FIRST_STREAMS, Link, LinkError, Receiver, Sender, Stream, StreamError};
+use hookway_protocol::message::{ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage};
+use hookway_protocol::{MAX_VERSION, MIN_VERSION, WHOLE_BODY, common_version};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Clock, ConnectError, Settings, Welcomed};
+use crate::exchange::{Delivered, Event, Outcome};
+use crate::forwarder::{Failed, Forwarder, OutBody, Streaming};
+
+/// The relay must answer a hello, and a ping after a clock jump, within this time.
+const ANSWER_IN: Duration = Duration::from_secs(5);
+const PONG_IN: Duration = Duration::from_secs(2);
+/// What is in flight may take this long when the client stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// A write of the reply's frames gathers up to this much.
+const GATHER: usize = 64 << 10;
+
+/// A session that was let in.
+#[derive(Debug)]
+pub(super) struct Session {
+    link: Link,
+    control: Control,
+    endpoints: Vec<String>,
+    exchanges: Arc<Exchanges>,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It was asked to, and finished what was in flight.
+    Stopped,
+    /// The link is gone.
+    Lost(String),
+    /// No endpoint is left.
+    TakenOver(String),
+}
+
+impl Session {
+    /// Says hello and waits for the answer.
+    pub(super) async fn open(
+        link: Link,
+        settings: &Settings,
+        forwarder: Arc<Forwarder>,
+        events: mpsc::Sender<Event>,
+    ) -> Result<(Self, Welcomed), ConnectError> {
+        let relay = settings.relay.to_string();
+        let unreachable = |cause: String| ConnectError::Unreachable { relay: relay.clone(), cause };
+        let answer = tokio::time::timeout(ANSWER_IN, hello(&link, settings)).await;
+        let answer = answer.map_err(|_| unreachable("the relay did not answer the hello".into()))?;
+        let (control, answer) = answer.map_err(|error| unreachable(error.to_string()))?;
+        let welcome = match answer {
+            RelayMessage::Welcome(welcome) => welcome,
+            RelayMessage::Refused(refused) => {
+                let code = Code::try_from(refused.code).unwrap_or(Code::Unknown);
+                return Err(ConnectError::Refused { code, reason: refused.reason, next: refused.next });
+            }
+            _ => return Err(unreachable("the relay answered the hello with something else".into())),
+        };
+        if common_version(welcome.version, welcome.version).is_none() {
+            let reason = format!("the relay chose protocol {}, which this client does not speak", welcome.version);
+            return Err(ConnectError::Refused { code: Code::Version, reason, next: "upgrade hookway".into() });
+        }
+        let urls = |endpoint: &hookway_protocol::message::Endpoint| {
+            std::iter::once(&endpoint.url).chain(&endpoint.more_urls).cloned().collect()
+        };
+        let welcomed = Welcomed {
+            urls: welcome.endpoints.iter().map(|endpoint| (endpoint.name.clone(), urls(endpoint))).collect(),
+            first: welcome.endpoints.first().map(|endpoint| endpoint.name.clone()),
+            owner: welcome.owner,
+            notice: welcome.notice,
+            transport: link.transport(),
+        };
+        let endpoints = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
+        let permits = forwarder.settings.max_connections;
+        let exchanges = Arc::new(Exchanges {
+            forwarder,
+            events,
+            permits: Semaphore::new(permits.min(Semaphore::MAX_PERMITS)),
+            streams: AtomicU32::new(0),
+            allowed: AtomicU32::new(FIRST_STREAMS),
+            busy: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+        });
+        Ok((Self { link, control, endpoints, exchanges }, welcomed))
+    }
+
+    pub(super) fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    /// Serves until the link is gone, or `stop`: then what is in flight is finished.
+    pub(super) async fn serve(self, stop: &CancellationToken) -> End {
+        let Self { link, control, endpoints, exchanges } = self;
+        let tasks = exchanges.tasks.clone();
+        let accept = async {
+            loop {
+                match link.accept().await {
+                    Ok(stream) => exchanges.clone().take(stream, &link),
+                    Err(error) => return error,
+                }
+            }
+        };
+        let control = talk(control, endpoints, &exchanges.events);
+        let end = tokio::select! {
+            error = accept => lost(&error),
+            end = control => end,
+            () = stop.cancelled() => {
+                exchanges.busy.close();
+                // Cut after that; the relay tells the senders.
+                let _ = tokio::time::timeout(GRACE, exchanges.busy.wait()).await;
+                End::Stopped
+            }
+        };
+        link.close("the client has ended the session");
+        tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
+        end
+    }
+}
+
+fn lost(error: &LinkError) -> End {
+    End::Lost(error.to_string())
+}
+
+async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessage), StreamError> {
+    let mut control = Control::from(link.open().await.map_err(StreamError::Lost)?);
+    let hello = Hello {
+        min_version: MIN_VERSION,
+        max_version: MAX_VERSION,
+        token: settings.token.clone(),
+        endpoints: settings.endpoints.clone(),
+        agent: concat!("hookway/", env!("CARGO_PKG_VERSION")).into(),
+        features: vec![],
+    };
+    control.sender.send(&FromClient::from(ClientMessage::Hello(hello))).await?;
+    let answer = control.receiver.receive::<FromRelay>().await?.and_then(|answer| answer.message);
+    Ok((control, answer.ok_or(StreamError::Aborted)?))
+}
+
+/// Follows the control stream; after a clock jump, asks whether the relay still knows us.
+async fn talk(control: Control, mut endpoints: Vec<String>, events: &mpsc::Sender<Event>) -> End {
+    let Control { mut sender, mut receiver } = control;
+    let mut clock = Clock::new();
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let mut pinged: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            message = receiver.receive::<FromRelay>() => match message {
+                Ok(Some(FromRelay { message: Some(RelayMessage::Released(released)) })) => {
+                    let before = endpoints.len();
+                    endpoints.retain(|name| *name != released.endpoint);
+                    if endpoints.is_empty() && before > 0 {
+                        return End::TakenOver(format!("`{}`: {}", released.endpoint, released.reason));
+                    }
+                    let event = Event::Released { endpoint: released.endpoint, reason: released.reason };
+                    let _ = events.send(event).await;
+                }
+                Ok(Some(FromRelay { message: Some(RelayMessage::Pong(_)) })) => pinged = None,
+                // The relay is stopping: it closes the link when what is in flight is done.
+                Ok(Some(_)) => {}
+                Ok(None) => return End::Lost("the relay ended the session".into()),
+                Err(StreamError::Lost(error)) => return lost(&error),
+                Err(error) => return End::Lost(error.to_string()),
+            },
+            _ = ticks.tick() => {
+                if pinged.is_some_and(|at| at.elapsed() > PONG_IN) {
+                    return End::Lost("the relay did not answer after the clock had jumped".into());
+                }
+                if clock.jumped() {
+                    pinged = Some(Instant::now());
+                    if sender.send(&FromClient::from(ClientMessage::Ping(Ping { number: 1 }))).await.is_err() {
+                        return End::Lost("the relay cannot be reached".into());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The exchanges of one session.
+#[derive(Debug)]
+struct Exchanges {
+    forwarder: Arc<Forwarder>,
+    events: mpsc::Sender<Event>,
+    permits: Semaphore,
+    streams: AtomicU32,
+    allowed: AtomicU32,
+    /// Exchanges under way.
+    busy: TaskTracker,
+    /// A task a stream.
+    tasks: TaskTracker,
+}
+
+impl Exchanges {
+    fn take(self: Arc<Self>, stream: Stream, link: &Link) {
+        let open = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        let allowed = self.allowed.load(Ordering::Relaxed);
+        // An idle link stays small; a busy one may grow.
+        if open + 4 >= allowed && (allowed as usize) < self.forwarder.settings.max_connections {
+            self.allowed.store(allowed * 2, Ordering::Relaxed);
+            link.allow_streams(allowed * 2);
+        }
+        let tasks = self.tasks.clone();
+        tasks.spawn(async move {
+            let mut stream = Some(stream);
+            while let Some(mut open) = stream.take() {
+                open.receiver.rest();
+                let Ok(Some(Frame::Head(bytes))) = open.receiver.frame().await else { break };
+                let Ok(head) = RequestHead::decode(bytes) else { break };
+                let _busy = self.busy.token();
+                stream = self.exchange(head, open).await;
+            }
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    /// One exchange. The stream comes back when another may follow on it.
+    async fn exchange(&self, head: RequestHead, stream: Stream) -> Option<Stream> {
+        let started = Instant::now();
+        let Stream { mut sender, mut receiver } = stream;
+        let mut delivered = Box::new(Delivered {
+            id: head.id,
+            endpoint: head.endpoint.to_string(),
+            method: head.method.to_string(),
+            path: head.target.to_string(),
+            outcome: Outcome::Answered(StatusCode::OK),
+            duration: Duration::ZERO,
+            bytes: 0,
+            attempt: head.attempt,
+        });
+        let counted = Arc::new(AtomicU64::new(0));
+        let upgrade = head.upgrade.is_some();
+        let (whole, body, upgraded) = if head.whole {
+            let (bytes, trailers) = collect(&mut receiver).await.ok()?;
+            counted.store(bytes.len() as u64, Ordering::Relaxed);
+            (Some(receiver), OutBody::Whole(Some(bytes), trailers), None)
+        } else if upgrade {
+            (None, OutBody::Whole(None, None), Some(receiver))
+        } else {
+            let max = self.forwarder.settings.max_body;
+            let body = Streaming { receiver, count: counted.clone(), max, done: false };
+            (None, OutBody::Stream(Box::new(body)), None)
+        };
+        let reply = self.answer(head, body, counted.load(Ordering::Relaxed), whole.is_some(), &sender).await?;
+        let mut joined = None;
+        let sent = match reply {
+            Ok(mut response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                delivered.outcome = Outcome::Answered(response.status());
+                let switched = hyper::upgrade::on(&mut response);
+                let sent = send_head(&mut sender, &app_head(&response)).await;
+                if let (Ok(()), Some(receiver), true) = (&sent, upgraded, upgrade) {
+                    joined = Some((switched, receiver));
+                    Ok(true)
+                } else {
+                    Ok(false)
+                }
+            }
+            Ok(response) => {
+                let status = response.status();
+                delivered.outcome = Outcome::Answered(status);
+                let sent = send_reply(&mut sender, response).await;
+                if sent.is_err() {
+                    delivered.outcome = Outcome::Cut(status);
+                }
+                sent
+            }
+            Err(Failed { failure, short, message }) => {
+                delivered.outcome = Outcome::Failed { failure, short };
+                let sent = send_head(&mut sender, &ReplyHead::Failed { failure, message }).await;
+                match sent {
+                    Ok(()) => sender.send(&mut [Bytes::from_static(frame::END)]).await.map(|()| true),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        delivered.duration = started.elapsed();
+        delivered.bytes = counted.load(Ordering::Relaxed);
+        // A listener that does not keep up misses lines; deliveries do not wait for it.
+        let _ = self.events.try_send(Event::Delivered(delivered));
+        if let Some((switched, receiver)) = joined {
+            if let Ok(switched) = switched.await {
+                Stream { sender, receiver }.join(TokioIo::new(switched)).await;
+            }
+            return None;
+        }
+        match (sent, whole) {
+            (Ok(true), Some(receiver)) => Some(Stream { sender, receiver }),
+            (Ok(_), _) => {
+                sender.finish();
+                None
+            }
+            (Err(_), _) => {
+                sender.reset();
+                None
+            }
+        }
+    }
+
+    /// The app's answer, or why there is none. `None` when nobody waits for it any more.
+    async fn answer(
+        &self,
+        head: RequestHead,
+        body: OutBody,
+        length: u64,
+        whole: bool,
+        sender: &Sender,
+    ) -> Option<Result<Response<Incoming>, Failed>> {
+        let max = self.forwarder.settings.max_body;
+        let announced = head.headers.get(&CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if length.max(announced.unwrap_or(0)) > max {
+            let message = format!("the body is over this client's limit of {max} bytes (--max-body)");
+            return Some(Err(Failed { failure: Failure::TooLarge, short: "too large".into(), message }));
+        }
+        let Ok(_permit) = self.permits.try_acquire() else {
+            let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
+            return Some(Err(Failed { failure: Failure::Busy, short: "busy".into(), message }));
+        };
+        let forward = self.forwarder.forward(head, body);
+        if whole {
+            // Carried out even when the sender has hung up.
+            return Some(forward.await);
+        }
+        tokio::select! {
+            answer = forward => Some(answer),
+            () = sender.stopped() => None,
+        }
+    }
+}
+
+/// A body that the relay has whole.
+async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), StreamError> {
+    let (mut body, mut trailers): (Option<Bytes>, _) = (None, None);
+    loop {
+        match receiver.frame().await? {
+            Some(Frame::Data(data)) => {
+                let length = body.as_ref().map_or(0, Bytes::len) + data.len();
+                if length > WHOLE_BODY {
+                    return Err(StreamError::Protocol("a whole body over its limit".into()));
+                }
+                body = Some(match body {
+                    None => data,
+                    // Pieces of one buffer grow in place.
+                    Some(first) => {
+                        let mut all = first.try_into_mut().unwrap_or_else(|first| BytesMut::from(&first[..]));
+                        all.extend_from_slice(&data);
+                        all.freeze()
+                    }
+                });
+            }
+            Some(Frame::Trailers(bytes)) => {
+                let read = head::decode_trailers(bytes).map_err(|error| StreamError::Protocol(error.to_string()))?;
+                trailers = Some(read.into_map());
+            }
+            Some(Frame::End) => return Ok((body.unwrap_or_default(), trailers)),
+            Some(Frame::Head(_)) | None => return Err(StreamError::Aborted),
+        }
+    }
+}
+
+fn app_head(response: &Response<Incoming>) -> ReplyHead {
+    // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
+    let chunked = response.headers().contains_key(TRANSFER_ENCODING);
+    let headers = Headers::end_to_end(response.headers(), |name| !(chunked && *name == CONTENT_LENGTH));
+    ReplyHead::App { status: response.status(), headers }
+}
+
+async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamError> {
+    let mut out = BytesMut::with_capacity(512);
+    frame::put_head(&mut out, |out| head.encode(out));
+    sender.send(&mut [out.freeze()]).await
+}
+
+/// Sends the app's answer as it comes; what is there already goes in one write. `Ok` when it was complete.
+async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result<bool, StreamError> {
+    let mut out = BytesMut::with_capacity(512);
+    frame::put_head(&mut out, |out| app_head(&response).encode(out));
+    let mut body = response.into_body();
+    let (mut pieces, mut gathered) = (Vec::new(), 0);
+    loop {
+        let next = match body.frame().now_or_never() {
+            Some(next) => next,
+            None => {
+                if !out.is_empty() || !pieces.is_empty() {
+                    pieces.push(out.split().freeze());
+                    sender.send(&mut std::mem::take(&mut pieces)).await?;
+                    gathered = 0;
+                }
+                // Do not keep the app busy for a sender that is gone.
+                let mut stopped = pin!(sender.stopped());
+                tokio::select! {
+                    next = body.frame() => next,
+                    () = &mut stopped => return Err(StreamError::Aborted),
+                }
+            }
+        };
+        match next {
+            Some(Ok(next)) => match next.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    frame::put_data_start(&mut out, data.len());
+                    gathered += data.len();
+                    pieces.push(out.split().freeze());
+                    pieces.push(data);
+                    if gathered >= GATHER {
+                        sender.send(&mut std::mem::take(&mut pieces)).await?;
+                        gathered = 0;
+                    }
+                }
+                Err(next) => {
+                    if let Ok(trailers) = next.into_trailers() {
+                        let trailers = Headers::end_to_end(&trailers, allowed_in_trailers);
+                        frame::put_trailers(&mut out, |out| head::encode_trailers(&trailers, out));
+                    }
+                }
+            },
+            Some(Err(error)) => {
+                tracing::debug!(%error, "the app's answer broke off");
+                return Err(StreamError::Aborted);
+            }
+            None => {
+                out.extend_from_slice(frame::END);
+                pieces.push(out.freeze());
+                sender.send(&mut pieces).await?;
+                return Ok(true);
+            }
+        }
+    }
+}
