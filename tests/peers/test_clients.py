@@ -95,8 +95,23 @@ class Curl:
         head, body = self.folder / "head", self.folder / "body"
         done = subprocess.run(
             [
-                *("curl", "--silent", "--show-error", "--max-time", "90", "--noproxy", "*", "--globoff", "--path-as-is"),
-                *("--cacert", self.world.relay.ca, "--resolve", f"billing.{DOMAIN}:{self.world.relay.https[1]}:127.0.0.1"),
+                *(
+                    "curl",
+                    "--silent",
+                    "--show-error",
+                    "--max-time",
+                    "90",
+                    "--noproxy",
+                    "*",
+                    "--globoff",
+                    "--path-as-is",
+                ),
+                *(
+                    "--cacert",
+                    self.world.relay.ca,
+                    "--resolve",
+                    f"billing.{DOMAIN}:{self.world.relay.https[1]}:127.0.0.1",
+                ),
                 *("--dump-header", head, "--output", body, "--write-out", "%{http_code} %{http_version}"),
                 *flags,
                 self.world.url(path),
@@ -108,7 +123,9 @@ class Curl:
         notes = done.stderr.decode(errors="replace")
         assert done.returncode == 0, f"curl exited {done.returncode}: {notes}"
         status, version = done.stdout.decode().split()
-        return Curled(int(status), version, head.read_text("latin-1"), body.read_bytes() if body.exists() else b"", notes)
+        return Curled(
+            int(status), version, head.read_text("latin-1"), body.read_bytes() if body.exists() else b"", notes
+        )
 
 
 @pytest.fixture
@@ -135,7 +152,7 @@ def test_curl_method(curl, app, version, method):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_curl_head(curl, app, version):
-    app.answer = lambda seen, _: b"HTTP/1.1 200 OK\r\nContent-Length: 123456\r\nETag: \"a\"\r\n\r\n"
+    app.answer = lambda seen, _: b'HTTP/1.1 200 OK\r\nContent-Length: 123456\r\nETag: "a"\r\n\r\n'
     reply = curl(version, "--head")
     assert reply.status == 200 and app.seen[0].method == "HEAD"
     assert "content-length: 123456\r\n" in reply.head.lower() and 'etag: "a"' in reply.head.lower()
@@ -171,7 +188,9 @@ def test_curl_redirect_is_passed_back_not_followed(curl, app, version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_curl_gzip_reply_is_unchanged(curl, app, version):
     packed = gzip.compress(b"hello " * 10_000, mtime=0)
-    app.answer = lambda seen, _: answering(headers=[("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")], body=packed)
+    app.answer = lambda seen, _: answering(
+        headers=[("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")], body=packed
+    )
     reply = curl(version, "--header", "Accept-Encoding: gzip, br;q=0.5")
     assert reply.body == packed and "content-encoding: gzip" in reply.head.lower()
     assert f"content-length: {len(packed)}\r\n" in reply.head.lower()
@@ -220,7 +239,11 @@ def test_curl_download_64_mib(curl, app, version, framing):
     piece = os.urandom(MIB)
 
     def pieces(_seen, connection):
-        head = {"length": f"Content-Length: {64 * MIB}", "chunked": "Transfer-Encoding: chunked", "until close": "Connection: close"}
+        head = {
+            "length": f"Content-Length: {64 * MIB}",
+            "chunked": "Transfer-Encoding: chunked",
+            "until close": "Connection: close",
+        }
         yield f"HTTP/1.1 200 OK\r\n{head[framing]}\r\n\r\n".encode()
         for _ in range(64):
             yield b"%x\r\n%s\r\n" % (MIB, piece) if framing == "chunked" else piece
@@ -240,7 +263,14 @@ def test_curl_download_64_mib(curl, app, version, framing):
 def test_nghttp(world, app):
     authority = f"billing.{DOMAIN}:{world.relay.https[1]}"
     done = subprocess.run(
-        ["nghttp", "--header", f":authority: {authority}", "--header", "x-from: nghttp", f"https://{world.authority()}/ng?a"],
+        [
+            "nghttp",
+            "--header",
+            f":authority: {authority}",
+            "--header",
+            "x-from: nghttp",
+            f"https://{world.authority()}/ng?a",
+        ],
         capture_output=True,
         timeout=60,
         check=False,
@@ -363,7 +393,15 @@ def test_node(world, app):
 
 @contextlib.contextmanager
 def lines_by_curl(world):
-    command = ["curl", "-sN", "--cacert", world.relay.ca, "--connect-to", f"::{world.authority()}", world.url("/events")]
+    command = [
+        "curl",
+        "-sN",
+        "--cacert",
+        world.relay.ca,
+        "--connect-to",
+        f"::{world.authority()}",
+        world.url("/events"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         yield (line.decode().rstrip("\n") for line in process.stdout)
 
@@ -443,11 +481,16 @@ def test_request_trailers_over_h1(world, app):
     head = f"POST / HTTP/1.1\r\nHost: billing.{DOMAIN}\r\nTrailer: X-Checksum\r\nTransfer-Encoding: chunked\r\n\r\n"
     with world.wire() as wire:
         assert wire.ask(head.encode() + body).status == 200
-    assert [(name.lower(), value) for name, value in app.seen[0].trailers] == [("x-checksum", "abc"), ("x-checksum", "def")]
+    assert [(name.lower(), value) for name, value in app.seen[0].trailers] == [
+        ("x-checksum", "abc"),
+        ("x-checksum", "def"),
+    ]
 
 
 def test_reply_trailers_over_h1(world, app):
-    answer = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n"
+    answer = (
+        b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n"
+    )
     app.answer = lambda seen, _: answer
     with world.wire() as wire:
         wire.send(request(headers=[("TE", "trailers"), ("Connection", "TE")]))
@@ -533,7 +576,9 @@ def test_bytes_are_sacred_over_h1(world, app):
             if n % 2:
                 question = request("POST", target, body, headers=headers)
             else:
-                question = request("POST", target, headers=[*headers, ("Transfer-Encoding", "chunked")]) + chunked(body, rng)
+                question = request("POST", target, headers=[*headers, ("Transfer-Encoding", "chunked")]) + chunked(
+                    body, rng
+                )
             reply = wire.ask(question)
             seen = app.seen.pop()
             assert reply.status == 200 and seen.target == target and reply.complete

@@ -128,7 +128,9 @@ def test_unknown_method(channel):
 
 
 def test_server_streaming(channel):
-    assert list(channel.unary_stream("/hook.Service/Count")(b"500", timeout=30)) == [str(n).encode() for n in range(500)]
+    assert list(channel.unary_stream("/hook.Service/Count")(b"500", timeout=30)) == [
+        str(n).encode() for n in range(500)
+    ]
 
 
 def test_server_streaming_that_fails_midway(channel):

@@ -258,7 +258,9 @@ def test_over_the_concurrency_is_429(new_world):
         assert world.get().status == 200
 
 
-@pytest.mark.parametrize("head", [f"GET / HTTP/1.1\r\nHost: billing.{DOMAIN}\r\nHost: x\r\n", "GET / HTTP/1.1\r\n", "hello\r\n"])
+@pytest.mark.parametrize(
+    "head", [f"GET / HTTP/1.1\r\nHost: billing.{DOMAIN}\r\nHost: x\r\n", "GET / HTTP/1.1\r\n", "hello\r\n"]
+)
 def test_malformed_is_400_and_closed(world, head):
     with world.wire() as wire:
         assert wire.ask(head.encode() + b"\r\n", "GET").status == 400
@@ -282,7 +284,10 @@ def test_a_whole_delivery_is_carried_out_when_the_sender_hangs_up(world):
 def test_half_a_body_never_looks_whole_to_the_app(world):
     app = world.app()
     client = world.client(app)
-    for framing, body in (("Content-Length: 3000000", bytes(1_500_000)), ("Transfer-Encoding: chunked", b"10000\r\n" + bytes(0x10000) + b"\r\n")):
+    for framing, body in (
+        ("Content-Length: 3000000", bytes(1_500_000)),
+        ("Transfer-Encoding: chunked", b"10000\r\n" + bytes(0x10000) + b"\r\n"),
+    ):
         with world.wire() as wire:
             wire.send(f"POST /half HTTP/1.1\r\nHost: billing.{DOMAIN}\r\n{framing}\r\n\r\n".encode() + body)
     with world.wire() as wire:
@@ -509,7 +514,9 @@ def test_filter(world, words, shown):
 
 def test_lines_for_people(world):
     client = world.client(world.app(), json_lines=False, wait=False)
-    client.wait(lambda: world.url("").rstrip("/").encode() in b"".join(client.lines) + client.errors.read_bytes(), what="banner")
+    client.wait(
+        lambda: world.url("").rstrip("/").encode() in b"".join(client.lines) + client.errors.read_bytes(), what="banner"
+    )
     assert world.post("/stripe/webhook?x=1", b"12345").status == 200
     is_line = re.compile(rb"^\d\d:\d\d:\d\d\.\d{3}  POST +/stripe/webhook\S* +200 +\d.*req_\S+.*sig none", re.MULTILINE)
     client.wait(lambda: is_line.search(b"".join(client.lines)), what="the delivery's line")

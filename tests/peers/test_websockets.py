@@ -23,7 +23,7 @@ class EchoServer:
     def __init__(self):
         self.ends, self.pings, self.headers = [], [], []
         self.server = serve(self._handle, "127.0.0.1", 0, subprotocols=["echo"], max_size=8 << 20)
-        self.address = "127.0.0.1:{}".format(self.server.socket.getsockname()[1])
+        self.address = f"127.0.0.1:{self.server.socket.getsockname()[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def _handle(self, socket):

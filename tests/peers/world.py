@@ -127,7 +127,7 @@ class Program:
         return self.process.wait(seconds)
 
     def stop(self, seconds=15.0):
-        """Ctrl-C, then SIGKILL when that did not help. The exit code."""
+        """Ctrl-C, then SIGKILL when that did not help. The exit code; a panic on the way fails the test."""
         if self.running:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -136,6 +136,7 @@ class Program:
                 self.process.kill()
                 self.process.wait()
         self._reader.join(5)
+        assert b"panicked" not in self.errors.read_bytes(), f"{self.title} panicked\n{self.log()}"
         return self.process.returncode
 
 
@@ -208,8 +209,10 @@ class World:
         self.programs = []
         World.alive.append(self)
         # Limits are a matter of the tests of limits: elsewhere thousands of requests come from one address.
-        plenty = {"--rate": "off", "--max-connections-per-ip": "20000", "--max-concurrent": "20000"} if generous else {}
-        flags = [word for pair in plenty.items() if pair[0] not in relay_flags for word in pair]
+        plenty = {"--rate": "off", "--token-rate": "off"}
+        for limit in ("--max-concurrent", "--token-max-concurrent", "--max-connections-per-ip", "--max-handshakes-per-ip"):
+            plenty[limit] = "20000"
+        flags = [word for pair in plenty.items() if generous and pair[0] not in relay_flags for word in pair]
         try:
             self.relay = self._add(Relay(self.folder, [*flags, *relay_flags], environment))
         except BaseException:

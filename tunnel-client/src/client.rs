@@ -1,0 +1,184 @@
+//! The client as a library: a public URL in a few lines.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hookway_protocol::host::{EndpointName, InvalidName};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::exchange::{Delivered, Event};
+use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
+use crate::target::{InvalidTarget, Target};
+use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
+
+/// Events that wait for whoever listens; more are dropped.
+const MAX_EVENTS: usize = 4096;
+
+/// What a client needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    tunnel: tunnel::Settings,
+    forward: ForwardSettings,
+}
+
+/// Options that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOptions {
+    /// The relay is no host name.
+    #[error("the relay is not HOST[:PORT]: {0}")]
+    Relay(String),
+    /// The target is none.
+    #[error(transparent)]
+    Target(#[from] InvalidTarget),
+}
+
+impl Options {
+    /// A client of this relay, with this token, for this target, under a random name.
+    ///
+    /// # Errors
+    /// The relay or the target cannot be read.
+    pub fn new(relay: &str, token: impl Into<String>, target: &str) -> Result<Self, InvalidOptions> {
+        let relay = relay.parse().map_err(InvalidOptions::Relay)?;
+        let route = Route { endpoint: None, prefix: String::new(), target: target.parse::<Target>()?, strip: false };
+        Ok(Self::from_parts(relay, token.into(), vec![route]))
+    }
+
+    pub(crate) fn from_parts(relay: RelayAddress, token: String, routes: Vec<Route>) -> Self {
+        Self {
+            tunnel: tunnel::Settings { relay, ca: None, token, endpoints: vec![] },
+            forward: ForwardSettings {
+                routes,
+                headers: vec![],
+                host: HostHeader::Keep,
+                timeout: Duration::from_secs(30),
+                wait_app: Duration::from_secs(3),
+                max_body: 1 << 30,
+                max_connections: 1024,
+            },
+        }
+    }
+
+    /// Serves this endpoint, too.
+    ///
+    /// # Errors
+    /// It is no name.
+    pub fn name(mut self, name: &str) -> Result<Self, InvalidName> {
+        self.tunnel.endpoints.push(name.parse::<EndpointName>()?.to_string());
+        Ok(self)
+    }
+
+    /// Trusts this CA for the relay.
+    #[must_use]
+    pub fn relay_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tunnel.ca = Some(file.into());
+        self
+    }
+
+    /// Changes how deliveries are put to the app.
+    #[must_use]
+    pub fn forward(mut self, change: impl FnOnce(&mut ForwardSettings)) -> Self {
+        change(&mut self.forward);
+        self
+    }
+}
+
+/// A connected client. Dropped, it stops at once; [`Self::close`] finishes what is in flight.
+#[derive(Debug)]
+pub struct Client {
+    welcomed: Welcomed,
+    events: tokio::sync::Mutex<mpsc::Receiver<Event>>,
+    task: JoinHandle<Result<(), ConnectError>>,
+    stop: CancellationToken,
+}
+
+impl Client {
+    /// Connects, and returns when the endpoints are served. The client then stays connected by itself.
+    ///
+    /// # Errors
+    /// The relay cannot be reached, or refused.
+    pub async fn connect(mut options: Options) -> Result<Self, ConnectError> {
+        // The first provider wins, and ours is the only one.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        if options.tunnel.endpoints.is_empty() {
+            options.tunnel.endpoints.push(String::new());
+        }
+        Self::start(options).await
+    }
+
+    /// As [`Self::connect`], but with no endpoint when none was asked for.
+    pub(crate) async fn start(options: Options) -> Result<Self, ConnectError> {
+        let (sender, mut events) = mpsc::channel(MAX_EVENTS);
+        let stop = CancellationToken::new();
+        let forwarder = Forwarder::new(options.forward, &sender);
+        let run = tunnel::run(options.tunnel, forwarder, sender, stop.clone());
+        #[expect(clippy::disallowed_methods, reason = "owned by the client, ended with it")]
+        let mut task = tokio::spawn(run);
+        tokio::select! {
+            biased;
+            event = events.recv() => match event {
+                Some(Event::Up(welcomed)) => Ok(Self { welcomed, events: events.into(), task, stop }),
+                _ => Err(ended(task.await)),
+            },
+            result = &mut task => Err(ended(result)),
+        }
+    }
+
+    /// The public URL of the first endpoint.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        let first = self.welcomed.first.as_ref().and_then(|name| self.welcomed.urls.get(name));
+        first.and_then(|urls| urls.first()).map_or("", String::as_str)
+    }
+
+    /// What the relay said.
+    #[must_use]
+    pub const fn welcomed(&self) -> &Welcomed {
+        &self.welcomed
+    }
+
+    /// The next event, or `None` when the client has ended.
+    pub async fn next_event(&self) -> Option<Event> {
+        self.events.lock().await.recv().await
+    }
+
+    /// The next delivery that is done, or `None` when the client has ended.
+    pub async fn next_delivery(&self) -> Option<Delivered> {
+        loop {
+            if let Event::Delivered(delivered) = self.next_event().await? {
+                return Some(*delivered);
+            }
+        }
+    }
+
+    /// Stops: what is in flight is finished first.
+    pub async fn close(self) {
+        let _ = self.finish().await;
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Stops and says why the client had ended, if it had by itself.
+    pub(crate) async fn finish(mut self) -> Result<(), ConnectError> {
+        self.stop.cancel();
+        (&mut self.task).await.unwrap_or_else(|error| Err(ConnectError::Local(error.to_string())))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.task.abort();
+    }
+}
+
+fn ended(result: Result<Result<(), ConnectError>, tokio::task::JoinError>) -> ConnectError {
+    match result {
+        Ok(Err(error)) => error,
+        Ok(Ok(())) => ConnectError::Local("the client was stopped".into()),
+        Err(error) => ConnectError::Local(error.to_string()),
+    }
+}
