@@ -1,4 +1,4 @@
-"""HTTP clients that nobody here wrote, through the built programs: what they send arrives, byte for byte, and so do the answers."""
+"""HTTP clients that nobody here wrote, through the built programs: bytes arrive as sent, and so do the answers."""
 
 import contextlib
 import dataclasses

@@ -24,8 +24,11 @@ def app(world):
     return world.app()
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture
-def name(_numbers=itertools.count()):
+def name():
     """An endpoint of the test's own."""
     return f"programs-{next(_numbers)}"
 
@@ -187,11 +190,11 @@ def test_help_and_version(program, tmp_path):
 
 def test_flags_beat_the_environment_and_that_the_file(relay, tmp_path):
     """Seen by which address cannot be listened on."""
-    (tmp_path / "relay.toml").write_text('domain = "hooks.test"\nhttps = "192.0.2.1:1"\nhttp = "off"\nadmin = "off"\n')
+    (tmp_path / "relay.toml").write_text('domain = "hooks.test"\nhttps = "198.51.100.1:1"\nhttp = "off"\nadmin = "off"\n')
     words = ("run", "--config", "relay.toml", "--data-dir", tmp_path)
-    assert "192.0.2.1:1" in relay(*words).stderr
-    assert "192.0.2.2:2" in relay(*words, HOOKWAY_RELAY_HTTPS="192.0.2.2:2").stderr
-    assert "192.0.2.3:3" in relay(*words, "--https", "192.0.2.3:3", HOOKWAY_RELAY_HTTPS="192.0.2.2:2").stderr
+    assert "198.51.100.1:1" in relay(*words).stderr
+    assert "198.51.100.2:2" in relay(*words, HOOKWAY_RELAY_HTTPS="198.51.100.2:2").stderr
+    assert "198.51.100.3:3" in relay(*words, "--https", "198.51.100.3:3", HOOKWAY_RELAY_HTTPS="198.51.100.2:2").stderr
 
 
 class Project:
@@ -243,14 +246,18 @@ def test_a_project_file(world, app, project, name):
 
 
 def test_several_endpoints_of_one_project(world, project, name):
-    one, two = world.app(name="one"), world.app(name="two")
+    apps = {f"{name}-{end}": world.app(name=end) for end in ("one", "two", "route")}
+    one, two, route = apps
     (project.folder / "hookway.toml").write_text(
-        f'[endpoints.{name}-a]\ntarget = "{one.address}"\n\n[endpoints.{name}-b]\ntarget = "{two.address}"\n'
+        f'[[endpoint]]\nname = "{one}"\ntarget = "{apps[one].address}"\nroute = ["/route={apps[route].port}"]\n\n'
+        f'[[endpoint]]\nname = "{two}"\ntarget = "{apps[two].address}"\n'
     )
     _, ready = project.start()
-    assert set(ready["urls"].values()) == {world.url("", f"{name}-a"), world.url("", f"{name}-b")}
-    assert world.get(name=f"{name}-a").header("x-app") == "one"
-    assert world.get(name=f"{name}-b").header("x-app") == "two"
+    assert set(ready["urls"]) == {one, two}
+    assert ready["url"] == world.url("", one)
+    assert world.get(name=one).header("x-app") == "one" and world.get(name=two).header("x-app") == "two"
+    assert world.get("/route", name=one).header("x-app") == "route"
+    assert world.get("/route", name=two).header("x-app") == "two"
 
 
 def test_several_names_for_one_target(world, app, project, name):
@@ -363,6 +370,14 @@ def test_a_service_manager_is_told(new_world, tmp_path):
         world.relay.process.send_signal(signal.SIGTERM)
         assert b"STOPPING=1" in manager.recv(4096).splitlines()
         assert world.relay.exited() == 0
+
+
+def test_no_colour_without_a_terminal(new_world):
+    world = new_world("--log", "debug")
+    world.get()
+    world.relay.process.send_signal(signal.SIGTERM)
+    assert world.relay.exited() == 0
+    assert world.relay.errors.stat().st_size and b"\x1b" not in world.relay.errors.read_bytes()
 
 
 # ── certificates from files ───────────────────────────────────────────────────────────────────────────────────────

@@ -45,6 +45,13 @@ pub struct GlobalArgs {
     pub(crate) verbose: u8,
 }
 
+impl Cli {
+    /// The flags of every command as they are before any is read.
+    pub(crate) const fn default_globals() -> GlobalArgs {
+        GlobalArgs { config: None, json: false, color: Color::Auto, quiet: false, verbose: 0 }
+    }
+}
+
 /// When to use colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Color {

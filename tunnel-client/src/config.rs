@@ -83,7 +83,8 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
         Some(sub) => {
             let text = flag.to_string_lossy();
             let key = text.trim_start_matches("--").split('=').next().unwrap_or_default().replace('-', "_");
-            sub.try_contains_id(&key).is_ok() && matches!(sub.value_source(&key), None | Some(ValueSource::DefaultValue))
+            sub.try_contains_id(&key).is_ok()
+                && matches!(sub.value_source(&key), None | Some(ValueSource::DefaultValue))
         }
     };
     all.extend(more.into_iter().filter(takes));
@@ -107,7 +108,11 @@ fn read_files(user: &Path, given: &ArgMatches) -> Result<(Vec<OsString>, Files),
         let mut tables = vec!["endpoint"];
         let mut keys = known.clone();
         keys.push("target");
-        if is_project { tables.push("token") } else { keys.push("token") }
+        if is_project {
+            tables.push("token")
+        } else {
+            keys.push("token")
+        }
         let (settings, mut problems) = settings::read(&text, &keys, &tables);
         if is_project && text.lines().any(|line| line.trim_start().starts_with("token")) {
             let line = 1 + text.lines().position(|line| line.trim_start().starts_with("token")).unwrap_or(0);

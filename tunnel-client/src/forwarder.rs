@@ -117,7 +117,9 @@ impl Forwarder {
     fn request(&self, route: &Route, head: RequestHead, body: OutBody) -> Option<Request<OutBody>> {
         let mut request = Request::new(body);
         *request.uri_mut() = match route.strip.then(|| head.target.as_str().strip_prefix(route.prefix.as_str())) {
-            Some(Some(rest)) if !rest.starts_with('/') => route.target.uri(&format!("/{rest}").parse::<PathAndQuery>().ok()?),
+            Some(Some(rest)) if !rest.starts_with('/') => {
+                route.target.uri(&format!("/{rest}").parse::<PathAndQuery>().ok()?)
+            }
             Some(Some(rest)) => route.target.uri(&rest.parse::<PathAndQuery>().ok()?),
             _ => route.target.uri(&head.target),
         }?;

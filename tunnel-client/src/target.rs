@@ -89,7 +89,8 @@ impl FromStr for Target {
         };
         let authority = uri.authority().ok_or(InvalidTarget::Form)?;
         let path = uri.path_and_query();
-        if authority.as_str().contains('@') || authority.host().is_empty() || path.is_some_and(|p| p.query().is_some()) {
+        if authority.as_str().contains('@') || authority.host().is_empty() || path.is_some_and(|p| p.query().is_some())
+        {
             return Err(InvalidTarget::Form);
         }
         let port = match (authority.port_u16(), authority.as_str().len() > authority.host().len()) {

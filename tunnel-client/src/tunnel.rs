@@ -73,7 +73,10 @@ pub(crate) struct Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").field("relay", &self.relay).field("endpoints", &self.endpoints).finish_non_exhaustive()
+        f.debug_struct("Settings")
+            .field("relay", &self.relay)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
     }
 }
 
@@ -190,7 +193,8 @@ async fn pause(length: Duration, relay: &RelayAddress) {
 /// The address this machine would speak to the relay from; nothing is sent. Names are not looked up for it: any
 /// far address shows whether there is a network.
 fn local_address(relay: &RelayAddress) -> Option<std::net::IpAddr> {
-    let ip = relay.host.trim_matches(['[', ']']).parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+    let ip =
+        relay.host.trim_matches(['[', ']']).parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
     let any: std::net::SocketAddr = match ip {
         std::net::IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         std::net::IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),

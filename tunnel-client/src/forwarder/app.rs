@@ -84,7 +84,8 @@ impl App {
     async fn send_h2(&self, mut request: Request<OutBody>, wait: Duration) -> Result<Response<Incoming>, Failed> {
         let scheme = if self.target.is_tls() { "https" } else { "http" };
         let host = request.headers_mut().remove(http::header::HOST);
-        let host = host.and_then(|host| host.to_str().map(str::to_owned).ok()).unwrap_or_else(|| self.target.authority());
+        let host =
+            host.and_then(|host| host.to_str().map(str::to_owned).ok()).unwrap_or_else(|| self.target.authority());
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = format!("{scheme}://{host}{path}").parse().map_err(|_| Failed {
             failure: Failure::BadRequest,

@@ -77,7 +77,8 @@ fn roots(path: &Path) -> Result<RootCertStore, ConnectError> {
     let pem = std::fs::read(path).map_err(|error| local(error.to_string()))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let added = certificate.map_err(|error| error.to_string()).and_then(|c| roots.add(c).map_err(|e| e.to_string()));
+        let added =
+            certificate.map_err(|error| error.to_string()).and_then(|c| roots.add(c).map_err(|e| e.to_string()));
         added.map_err(local)?;
     }
     if roots.is_empty() { Err(local("it has no CERTIFICATE section".into())) } else { Ok(roots) }

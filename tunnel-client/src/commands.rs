@@ -1,0 +1,117 @@
+//! What each command does.
+
+mod account;
+#[cfg(feature = "dev")]
+mod dev;
+mod forward;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, ConfigCommand, GlobalArgs};
+use crate::config::{self, ConfigError};
+use crate::output::{Failure, Output};
+use crate::tunnel::ConnectError;
+use hookway_protocol::message::Code;
+
+/// Runs the command line to its end.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    // One provider for all of TLS and QUIC.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let (cli, files) = match config::parse(args) {
+        Ok(Ok(parsed)) => parsed,
+        Ok(Err(error)) => {
+            let output = Output::new(&Cli::default_globals());
+            output.fail(&error.into());
+            return ExitCode::from(7);
+        }
+        Err(error) => error.exit(),
+    };
+    let output = Output::new(&cli.global);
+    log(&cli.global);
+    let done = match cli.command {
+        None => forward::run(cli.forward, &files, output),
+        #[cfg(feature = "dev")]
+        Some(Command::Dev { target, demo, name, http, https, once }) => {
+            dev::run(dev::Dev { target, demo, name, http, https, once }, output)
+        }
+        Some(Command::Login { url, relay_ca, token_file }) => {
+            account::login(&cli.global, url, relay_ca, token_file, output)
+        }
+        Some(Command::Logout) => account::logout(&cli.global, output),
+        Some(Command::Whoami { relay }) => account::whoami(&relay, &files, output),
+        Some(Command::Config { what }) => match what {
+            ConfigCommand::Path => account::config_path(&cli.global, output),
+            ConfigCommand::Show => account::config_show(&cli.forward, &files, output),
+            ConfigCommand::Check => account::config_check(&files, output),
+        },
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "hookway", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Version) => {
+            output.line(concat!("hookway ", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|failure| {
+        output.fail(&failure);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// Logs to stderr when asked, by `-v` or `RUST_LOG`.
+fn log(args: &GlobalArgs) {
+    let level = match args.verbose {
+        0 => "off",
+        1 => "hookway=debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// One thread: handing small pieces of work between threads costs more than it gains.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(1, "the program cannot start").cause(error.to_string()))?.block_on(work)
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let failure = Self::new(7, error.to_string());
+        match std::error::Error::source(&error) {
+            Some(cause) => failure.cause(cause.to_string()),
+            None => failure,
+        }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let what = error.to_string();
+        match error {
+            ConnectError::Unreachable { cause, relay } => {
+                let next =
+                    format!("check the name and that UDP reaches {relay}; or name another:  --relay HOST[:PORT]");
+                Self::new(3, what).cause(cause).next(next)
+            }
+            ConnectError::Refused { code, reason, next } => {
+                let (exit, cause) = match code {
+                    Code::Token => (4, "the relay does not know this token"),
+                    Code::Taken | Code::Name => (5, "the relay did not give the endpoint"),
+                    _ => (3, "the relay refused"),
+                };
+                Self::new(exit, reason).cause(cause).next(next)
+            }
+            ConnectError::TakenOver { reason } => Self::new(5, "no endpoint is left to serve")
+                .cause(reason)
+                .next("use another name for this client:  hookway TARGET --name NAME"),
+            ConnectError::Local(_) => Self::new(7, what),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `hookway dev`: relay and client in one process, on this machine only.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hookway_protocol::host::{EndpointName, Host};
+use hookway_relay::{BindError, Config, Rate, Server};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+
+use super::block_on;
+use super::forward::{Stop, Watch, follow};
+use crate::client::{Client, Options};
+use crate::config;
+use crate::output::{Banner, Failure, Output};
+use crate::target::Target;
+
+/// Ports after the one asked for that are tried when it is taken.
+const MORE_PORTS: u16 = 20;
+/// The sample that the demo sends: our own event in GitHub's shape.
+const SAMPLE: &str = r#"{"zen":"Keep it logically awesome.","hook_id":1,"hook":{"type":"Repository","events":["push"]},"repository":{"full_name":"hookway/demo"}}"#;
+
+/// What `dev` was asked for.
+#[derive(Debug)]
+pub(super) struct Dev {
+    pub(super) target: Option<Target>,
+    pub(super) demo: bool,
+    pub(super) name: EndpointName,
+    pub(super) http: SocketAddr,
+    pub(super) https: SocketAddr,
+    pub(super) once: bool,
+}
+
+pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
+    let started = Instant::now();
+    block_on(async move {
+        let stop = Stop::new()?;
+        let tasks = TaskTracker::new();
+        let server = start_relay(&dev).await?;
+        let demo = if dev.demo { Some(start_demo_app(&tasks).await?) } else { None };
+        let target = match (&dev.target, demo) {
+            (Some(target), _) => target.clone(),
+            (None, Some(address)) => address.to_string().parse().map_err(|e| Failure::new(1, format!("{e}")))?,
+            (None, None) => return Err(Failure::new(2, "there is nothing to forward to").next("hookway dev 3000")),
+        };
+        let client = connect(&server, &dev, &target).await?;
+        let http = server.addresses().http;
+        let listening = TcpStream::connect((target.host(), target.port())).await.is_ok();
+        let wait = if listening { "" } else { "           not listening yet, webhooks will wait" };
+        let mut lines = vec![("Forwards to", format!("{target}{wait}"))];
+        if let Some(http) = http {
+            let url = format!("http://localhost:{}/github", http.port());
+            lines.push(("Try it", format!("curl -d '{{\"hello\":\"world\"}}' {url}")));
+        }
+        let took = started.elapsed().as_millis();
+        let banner = Banner {
+            title: format!("local relay, nothing leaves this machine          ready in {took} ms"),
+            plain_first: true,
+            lines,
+        };
+        output.ready(client.welcomed(), &banner);
+        if let (true, Some(http)) = (dev.demo, http) {
+            tasks.spawn(async move {
+                if let Err(error) = send_sample(http).await {
+                    output.note(&format!("the sample could not be sent: {error}"));
+                }
+            });
+        }
+        let watch = Watch { until: dev.once.then_some(1), ..Watch::default() };
+        let end = follow(client, watch, output, stop).await;
+        server.shutdown().await;
+        end
+    })
+}
+
+/// A relay on the loopback, its store and CA kept for the next time.
+async fn start_relay(dev: &Dev) -> Result<Server, Failure> {
+    let domain = Host::parse("localhost").expect("a host name").into_owned();
+    let mut config = Config::new(domain, config::data_dir()?.join("dev"));
+    config.grace = Duration::from_secs(5);
+    config.public.http_serve = true;
+    config.public.default_endpoint = Some(dev.name.clone());
+    config.admin.admin = None;
+    config.limits.rate = Rate::OFF;
+    config.limits.token_rate = Rate::OFF;
+    let (mut http, mut https) = (dev.http, dev.https);
+    for _ in 0..=2 * MORE_PORTS {
+        config.public.http = Some(http);
+        config.public.https = https;
+        match Server::bind(config.clone()).await {
+            Ok(server) => return Ok(server),
+            Err(BindError::Listen { address, source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+                let taken = if address == http { &mut http } else { &mut https };
+                taken.set_port(taken.port().saturating_add(1));
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                return Err(Failure::new(1, error.to_string()).cause(cause));
+            }
+        }
+    }
+    Err(Failure::new(1, "no free port was found").next("hookway dev 3000 --http 127.0.0.1:0 --https 127.0.0.1:0"))
+}
+
+async fn connect(server: &Server, dev: &Dev, target: &Target) -> Result<Client, Failure> {
+    let store =
+        |error: hookway_relay::StoreError| Failure::new(1, "the local relay's store failed").cause(error.to_string());
+    let until = jiff::Timestamp::now() + Duration::from_secs(366 * 86_400);
+    let new = server.store().create_token("dev", vec![], Some(until)).await.map_err(store)?;
+    let relay = format!("localhost:{}", server.addresses().https.port());
+    let relay = match server.addresses().https.ip() {
+        ip if ip.is_unspecified() => relay,
+        _ => server.addresses().https.to_string(),
+    };
+    let options = Options::new(&relay, new.token.reveal(), &target.to_string());
+    let options = options.map_err(|error| Failure::new(1, error.to_string()))?;
+    let mut options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
+    if let Some(ca) = server.ca() {
+        options = options.relay_ca(ca);
+    }
+    let client = Client::connect(options).await;
+    // Its work is done: the session goes on, and nobody else may use it.
+    Ok(client?)
+}
+
+/// An app that answers everything with what it got.
+async fn start_demo_app(tasks: &TaskTracker) -> Result<SocketAddr, Failure> {
+    let failed = |error: std::io::Error| Failure::new(1, "the demo app cannot start").cause(error.to_string());
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let connections = tasks.clone();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let serve = hyper::server::conn::http1::Builder::new();
+            let connection = serve.serve_connection(TokioIo::new(stream), service_fn(demo_answer));
+            connections.spawn(async move { drop(connection.await) });
+        }
+    });
+    Ok(address)
+}
+
+async fn demo_answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let length = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
+    let text = format!("the demo app got {method} {path} with {length} bytes\n");
+    Ok(Response::new(Full::new(text.into())))
+}
+
+/// Sends one webhook to the public side.
+async fn send_sample(to: SocketAddr) -> anyhow::Result<()> {
+    let stream = TcpStream::connect(to).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::post("/github")
+        .header("host", format!("localhost:{}", to.port()))
+        .header("content-type", "application/json")
+        .header("user-agent", "hookway-demo")
+        .header("x-github-event", "ping")
+        .body(Full::new(Bytes::from_static(SAMPLE.as_bytes())))?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        response.into_body().collect().await
+    };
+    tokio::select! {
+        answer = exchange => drop(answer?),
+        end = connection => end?,
+    }
+    Ok(())
+}
