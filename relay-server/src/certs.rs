@@ -56,7 +56,7 @@ pub enum CertsError {
 /// The certificates in force.
 #[derive(Debug)]
 pub(crate) enum Certs {
-    SelfSigned(self_signed::SelfSigned),
+    SelfSigned(Box<self_signed::SelfSigned>),
     Files(files::Files),
 }
 
@@ -67,7 +67,7 @@ impl Certs {
         domain: &Host<'static>,
     ) -> Result<Arc<Self>, CertsError> {
         Ok(Arc::new(match config {
-            Config::SelfSigned => Self::SelfSigned(self_signed::SelfSigned::open(data_dir, domain)?),
+            Config::SelfSigned => Self::SelfSigned(Box::new(self_signed::SelfSigned::open(data_dir, domain)?)),
             Config::Files { cert, key } => Self::Files(files::Files::open(cert, key)?),
         }))
     }

@@ -30,7 +30,8 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return fail(&anyhow::Error::new(error).context("--log is no filter"), 2),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let config = match args.config() {
         Ok(config) => config,
         Err(error) => return fail(&error.into(), 7),

@@ -225,7 +225,8 @@ mod tests {
         let path = folder.path().join("relay.toml");
         std::fs::write(&path, file).expect("a file");
         let path = path.display().to_string();
-        let args = ["hookway-relay", "run", "--config", &path].iter().chain(args).map(OsString::from);
+        let args =
+            ["hookway-relay", "run", "--config", &path].into_iter().chain(args.iter().copied()).map(OsString::from);
         let cli = parse(args).map_err(|e| e.to_string())?.map_err(|e| e.to_string().replace(&path, "FILE"))?;
         match cli.command {
             cli::Command::Run(run) => Ok(*run),
@@ -278,7 +279,9 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .collect();
-        let all_set = run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
+        let mut all_set = run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
+        // Its default is to be the port listened on, which is no value to write down.
+        assert_eq!(all_set.public.public_port.take(), Some(443));
         let shown = |config: &Config| format!("{:?} {:?} {:?}", config.public, config.tunnel, config.limits);
         assert_eq!(shown(&all_set), shown(&from_example), "what is commented out are the defaults");
     }

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -210,7 +210,7 @@ impl From<IpAddr> for Address {
 /// Slows down those who keep failing, by key. Holds a bounded number of keys.
 #[derive(Debug)]
 pub(crate) struct Throttle<K> {
-    failures: Mutex<HashMap<K, (u32, tokio::time::Instant)>>,
+    failures: Mutex<HashMap<K, (u32, Instant)>>,
     most: u32,
     window: Duration,
 }
@@ -224,24 +224,23 @@ impl<K: Eq + Hash> Throttle<K> {
     }
 
     /// Whether `key` has failed too often lately.
-    pub(crate) fn is_blocked(&self, key: &K) -> bool {
+    pub(crate) fn is_blocked(&self, key: &K, now: Instant) -> bool {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(key).is_some_and(|(count, since)| *count >= self.most && since.elapsed() < self.window)
+        failures.get(key).is_some_and(|(count, since)| *count >= self.most && now.duration_since(*since) < self.window)
     }
 
     /// Remembers one more failure.
-    pub(crate) fn failed(&self, key: K) {
+    pub(crate) fn failed(&self, key: K, now: Instant) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= Self::MAX_KEYS {
-            failures.retain(|_, (_, since)| since.elapsed() < self.window);
+            failures.retain(|_, (_, since)| now.duration_since(*since) < self.window);
         }
         if failures.len() >= Self::MAX_KEYS {
             // Every place is taken by a fresh failure: an attack from many addresses. Memory stays bounded.
             failures.clear();
         }
-        let now = tokio::time::Instant::now();
         let entry = failures.entry(key).or_insert((0, now));
-        if entry.1.elapsed() >= self.window {
+        if now.duration_since(entry.1) >= self.window {
             *entry = (0, now);
         }
         entry.0 += 1;
@@ -285,19 +284,19 @@ mod tests {
         assert!(connections.take(same_64[1]).is_none(), "one subscriber");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_throttle_blocks_and_forgets() {
+    #[test]
+    fn a_throttle_blocks_and_forgets() {
         let throttle = Throttle::new(3, Duration::from_secs(60));
+        let now = Instant::now();
         for _ in 0..3 {
-            assert!(!throttle.is_blocked(&1));
-            throttle.failed(1);
+            assert!(!throttle.is_blocked(&1, now));
+            throttle.failed(1, now);
         }
-        assert!(throttle.is_blocked(&1));
-        assert!(!throttle.is_blocked(&2));
-        tokio::time::advance(Duration::from_secs(61)).await;
-        assert!(!throttle.is_blocked(&1));
+        assert!(throttle.is_blocked(&1, now));
+        assert!(!throttle.is_blocked(&2, now));
+        assert!(!throttle.is_blocked(&1, now + Duration::from_secs(61)));
         for key in 0..50_000 {
-            throttle.failed(key);
+            throttle.failed(key, now);
         }
         assert!(throttle.failures.lock().expect("unpoisoned").len() <= Throttle::<i32>::MAX_KEYS);
     }

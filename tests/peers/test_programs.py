@@ -75,7 +75,7 @@ def three_parts(done, code):
 
 def on(world):
     """The flags that lead to this relay."""
-    return "--relay", world.authority(), "--relay-ca", world.relay.ca, "--no-inspect"
+    return "--relay", world.authority(), "--relay-ca", world.relay.ca
 
 
 # ── exit codes ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,18 +99,18 @@ def test_an_unreachable_relay_is_3(hookway):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        done = hookway("3000", "--relay", f"127.0.0.1:{port}", "--no-inspect", HOOKWAY_TOKEN="hwt_" + "a" * 43)
+        done = hookway("3000", "--relay", f"127.0.0.1:{port}", HOOKWAY_TOKEN="hwt_" + "a" * 43)
     assert f"127.0.0.1:{port}" in three_parts(done, 3)
 
 
 def test_no_relay_configured_is_3_and_shows_the_ways_on(hookway):
-    said = hookway("3000", "--no-inspect")
+    said = hookway("3000")
     assert said.returncode == 3 and said.stderr.startswith("error: ")
     assert "hookway dev" in said.stderr and "hookway login" in said.stderr and "hookway-relay" in said.stderr
 
 
 def test_a_relay_of_another_ca_is_3(hookway, world):
-    done = hookway("3000", "--relay", world.authority(), "--no-inspect", HOOKWAY_TOKEN=world.default_token)
+    done = hookway("3000", "--relay", world.authority(), HOOKWAY_TOKEN=world.default_token)
     assert "certificate" in three_parts(done, 3).lower()
 
 
@@ -190,7 +190,9 @@ def test_help_and_version(program, tmp_path):
 
 def test_flags_beat_the_environment_and_that_the_file(relay, tmp_path):
     """Seen by which address cannot be listened on."""
-    (tmp_path / "relay.toml").write_text('domain = "hooks.test"\nhttps = "198.51.100.1:1"\nhttp = "off"\nadmin = "off"\n')
+    (tmp_path / "relay.toml").write_text(
+        'domain = "hooks.test"\nhttps = "198.51.100.1:1"\nhttp = "off"\nadmin = "off"\n'
+    )
     words = ("run", "--config", "relay.toml", "--data-dir", tmp_path)
     assert "198.51.100.1:1" in relay(*words).stderr
     assert "198.51.100.2:2" in relay(*words, HOOKWAY_RELAY_HTTPS="198.51.100.2:2").stderr
@@ -432,7 +434,7 @@ def test_certificates_from_files_are_reloaded(world, app, tmp_path):
         made = run(HOOKWAY_RELAY, "token", "create", "--name", "ci", "--json", "--data-dir", data, folder=tmp_path)
         token = json.loads(made.stdout)["token"]
         words = [HOOKWAY, app.address, "-n", "billing", "--relay", ready["https"], "--relay-ca", str(authority.ca)]
-        client = Program("client", [*words, "--no-inspect", "--json"], tmp_path / "logs", {"HOOKWAY_TOKEN": token})
+        client = Program("client", [*words, "--json"], tmp_path / "logs", {"HOOKWAY_TOKEN": token})
         programs.insert(0, client)
         client.event("ready")
         assert common_name(address, authority.ca) == "first"

@@ -256,7 +256,7 @@ class World:
     ):
         """`hookway` towards `target` (an app, or what stands on the command line)."""
         target = target.address if isinstance(target, RawApp) else target
-        flags = list(flags) + ([] if inspect else ["--no-inspect"])
+        flags = list(flags) + (["--no-inspect"] if not inspect and takes("--no-inspect") else [])
         title = f"client-{len(self.programs)}-{name}"
         token = token or self.default_token
         client = self._add(Client(self, target, flags, name, token, title, json_lines, environment))
@@ -286,6 +286,12 @@ class World:
         """One clean POST on a connection of its own."""
         with self.wire(name) as wire:
             return wire.ask(request("POST", path, body, host=f"{name}.{DOMAIN}", headers=headers))
+
+
+@functools.cache
+def takes(flag):
+    """Whether the built client knows this flag."""
+    return flag in subprocess.run([HOOKWAY, "--help"], capture_output=True, text=True, check=True).stdout
 
 
 def _address(text):

@@ -39,7 +39,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             dev::run(dev::Dev { target, demo, name, http, https, once }, output)
         }
         Some(Command::Login { url, relay_ca, token_file }) => {
-            account::login(&cli.global, url, relay_ca, token_file, output)
+            account::login(&cli.global, &url, relay_ca, token_file, output)
         }
         Some(Command::Logout) => account::logout(&cli.global, output),
         Some(Command::Whoami { relay }) => account::whoami(&relay, &files, output),
@@ -72,7 +72,8 @@ fn log(args: &GlobalArgs) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
 }
 
 /// One thread: handing small pieces of work between threads costs more than it gains.

@@ -70,7 +70,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
     let command = Cli::command();
     let matches = command.clone().try_get_matches_from(&args)?;
     let cli = Cli::from_arg_matches(&matches)?;
-    let user = cli.global.config.clone().map_or_else(user_file, Ok);
+    let user = cli.global.config.as_ref().map_or_else(user_file, |path| Ok(path.clone()));
     let (more, files) = match user.and_then(|user| read_files(&user, &matches)) {
         Ok(read) => read,
         Err(ConfigError::NoHome) => Default::default(),
@@ -262,9 +262,12 @@ pub(crate) fn read_token(path: &Path) -> Result<String, ConfigError> {
     Ok(text.trim().to_owned())
 }
 
+/// A name, its target and its routes.
+pub(crate) type ParsedEndpoint = (EndpointName, Option<Target>, Vec<(String, Target)>);
+
 impl ProjectEndpoint {
     /// Its name, target and routes.
-    pub(crate) fn parsed(&self) -> Result<(EndpointName, Option<Target>, Vec<(String, Target)>), String> {
+    pub(crate) fn parsed(&self) -> Result<ParsedEndpoint, String> {
         let name = self.name.parse::<EndpointName>().map_err(|error| error.to_string())?;
         let target = self.target.as_deref().map(str::parse::<Target>).transpose().map_err(|error| error.to_string())?;
         let routes = self.route.iter().map(|route| {

@@ -1,5 +1,5 @@
 //! Everything the client prints: results on stdout, diagnostics on stderr. Text from outside is made harmless.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one module that prints")]
+#![expect(clippy::print_stderr, reason = "the one module that prints")]
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
@@ -18,7 +18,7 @@ const WIDTH: usize = 100;
 
 /// An error for a person: what happened, the cause, the next step.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     pub(crate) code: u8,
     pub(crate) what: String,
     pub(crate) cause: Option<String>,

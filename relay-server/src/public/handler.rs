@@ -191,7 +191,8 @@ fn head(
     upgrade: Option<String>,
 ) -> Result<RequestHead, Answer> {
     let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if !target.as_str().starts_with('/') && !(target == "*" && request.method() == Method::OPTIONS) {
+    let asterisk = target == "*" && request.method() == Method::OPTIONS;
+    if !asterisk && !target.as_str().starts_with('/') {
         return Err(Answer::malformed("the target is no path"));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

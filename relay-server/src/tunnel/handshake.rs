@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::{Control, Link, StreamError};
@@ -109,12 +109,12 @@ impl Doorkeeper {
     async fn check(&self, hello: &Hello, ip: IpAddr) -> Result<Admitted, (Refused, &'static str)> {
         let version = common_version(hello.min_version, hello.max_version).ok_or_else(|| wrong_version(hello))?;
         let address = Address::from(ip);
-        if self.failures.is_blocked(&address) {
+        if self.failures.is_blocked(&address, Instant::now()) {
             let next = "wait a minute, then try again with the right token";
             return Err((refused(Code::Limit, "too many wrong tokens from this address", next), "throttled"));
         }
         let Some(grant) = self.grant(&hello.token).await.map_err(|()| unavailable())? else {
-            self.failures.failed(address);
+            self.failures.failed(address, Instant::now());
             let next = "ask the relay's operator for a token, then:  hookway login RELAY";
             return Err((refused(Code::Token, "the token is unknown, expired or revoked", next), "token"));
         };

@@ -13,14 +13,14 @@ use crate::tunnel::{RelayAddress, Welcomed};
 
 pub(super) fn login(
     global: &GlobalArgs,
-    relay: RelayAddress,
+    relay: &RelayAddress,
     relay_ca: Option<PathBuf>,
     token_file: Option<PathBuf>,
     output: Output,
 ) -> Result<ExitCode, Failure> {
     let token = match token_file {
         Some(path) => config::read_token(&path)?,
-        None => ask_token(&relay, output)?,
+        None => ask_token(relay, output)?,
     };
     let welcomed = ask_relay(relay.clone(), token.clone(), relay_ca.clone())?;
     let path = global.config.clone().map_or_else(config::user_file, Ok)?;
