@@ -279,7 +279,8 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .collect();
-        let mut all_set = run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
+        let mut all_set =
+            run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
         // Its default is to be the port listened on, which is no value to write down.
         assert_eq!(all_set.public.public_port.take(), Some(443));
         let shown = |config: &Config| format!("{:?} {:?} {:?}", config.public, config.tunnel, config.limits);

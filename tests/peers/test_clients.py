@@ -33,7 +33,7 @@ ODD_TARGETS = (
     "/?",
     "/??a=?/../",
     "/json/{}?q=[1]|^`\\{}",
-    "/quote/\"{}",
+    '/quote/"{}',
     pytest.param("/quote?q='\"{}", marks=pytest.mark.xfail(strict=True, reason="the http crate takes no quote there")),
 )
 
@@ -125,7 +125,11 @@ class Curl:
         assert done.returncode == 0, f"curl exited {done.returncode}: {notes}"
         status, version = done.stdout.decode().split()
         return Curled(
-            int(status), version, head.read_bytes().decode("latin-1"), body.read_bytes() if body.exists() else b"", notes
+            int(status),
+            version,
+            head.read_bytes().decode("latin-1"),
+            body.read_bytes() if body.exists() else b"",
+            notes,
         )
 
 

@@ -30,7 +30,7 @@ class Service(grpc.GenericRpcHandler):
     def Echo(self):
         def echo(message, context):
             self.deadlines.append(context.time_remaining())
-            metadata = [pair for pair in context.invocation_metadata() if pair[0].startswith("x-")]
+            metadata = [pair for pair in context.invocation_metadata() if pair[0].startswith("my-")]
             context.send_initial_metadata([("x-initial", "1"), *metadata])
             context.set_trailing_metadata([("x-trailing", "2"), ("x-bytes-bin", b"\x00\xff\x80")])
             return message
@@ -98,10 +98,10 @@ def channel(service):
 
 
 def test_unary_with_metadata(channel, service):
-    sent = [("x-text", "a, b"), ("x-text", "second"), ("x-blob-bin", bytes(range(256)))]
+    sent = [("my-text", "a, b"), ("my-text", "second"), ("my-blob-bin", bytes(range(256)))]
     answer, call = channel.unary_unary("/hook.Service/Echo").with_call(b"hello", timeout=20, metadata=sent)
     assert answer == b"hello" and call.code() == grpc.StatusCode.OK
-    initial = [tuple(pair) for pair in call.initial_metadata() if pair[0].startswith("x-")]
+    initial = [tuple(pair) for pair in call.initial_metadata() if pair[0].startswith(("x-initial", "my-"))]
     assert sorted(initial) == sorted([("x-initial", "1"), *sent])
     assert set(map(tuple, call.trailing_metadata())) >= {("x-trailing", "2"), ("x-bytes-bin", b"\x00\xff\x80")}
     assert 0 < service.deadlines[-1] <= 20

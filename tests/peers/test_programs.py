@@ -338,16 +338,34 @@ def test_plain_http_redirects(world, app, name, method):
     assert not app.seen
 
 
-def test_health_ready_and_metrics(world, app, name):
-    world.client(app, name=name)
-    world.post("/", b"x", name)
+def test_health_and_ready(world):
     assert world.relay.get("/health")[0] == 200 and world.relay.get("/ready")[0] == 200
-    status, text = world.relay.get("/metrics")
-    assert status == 200 and text.endswith("# EOF\n")
-    values = dict(re.findall(r"^(hookway_[a-z_]+(?:\{[^}]*\})?) ([0-9.e+]+)$", text, re.MULTILINE))
-    assert values and float(values["hookway_requests_total"]) >= 1
-    assert all(f"# HELP {family}" in text for family in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
-    assert name not in text
+    assert world.relay.get("/nothing")[0] == 404
+
+
+def test_metrics(new_world):
+    world = new_world()
+    world.client(world.app())
+    assert world.post("/", b"12345").status == 200
+    world.get(name="nobody")
+
+    def values():
+        status, text = world.relay.get("/metrics")
+        assert status == 200 and text.endswith("# EOF\n") and "billing" not in text
+        families = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+        assert families and all(f"# HELP {family} " in text for family in families)
+        return {name: float(value) for name, value in re.findall(r"^(hookway_\S+) (\S+)$", text, re.MULTILINE)}
+
+    expected = {
+        "hookway_relay_requests_total": 2,
+        'hookway_relay_replies_total{class="2xx"}': 1,
+        "hookway_relay_request_bytes_total": 5,
+        "hookway_relay_sessions": 1,
+        "hookway_relay_in_flight": 0,
+        "hookway_relay_connections": 0,
+    }
+    eventually(lambda: expected.items() <= values().items(), what="the counts")
+    assert values()["hookway_relay_reply_bytes_total"] > 100
 
 
 def test_ready_is_503_while_stopping(new_world):
@@ -379,7 +397,8 @@ def test_no_colour_without_a_terminal(new_world):
     world.get()
     world.relay.process.send_signal(signal.SIGTERM)
     assert world.relay.exited() == 0
-    assert world.relay.errors.stat().st_size and b"\x1b" not in world.relay.errors.read_bytes()
+    log = world.relay.errors.read_bytes()
+    assert log and b"\x1b" not in log
 
 
 # ── certificates from files ───────────────────────────────────────────────────────────────────────────────────────

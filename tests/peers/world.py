@@ -136,7 +136,8 @@ class Program:
                 self.process.kill()
                 self.process.wait()
         self._reader.join(5)
-        assert b"panicked" not in self.errors.read_bytes(), f"{self.title} panicked\n{self.log()}"
+        _, panic, story = self.errors.read_text(errors="replace").partition("panicked")
+        assert not panic, f"{self.title} panicked{story[:2000]}"
         return self.process.returncode
 
 

@@ -32,14 +32,7 @@ pub fn get(endpoint: &str, target: &str) -> Request {
 #[must_use]
 pub fn request(method: Method, endpoint: &str, target: &str) -> Request {
     let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed();
-    Request {
-        endpoint: endpoint.into(),
-        method,
-        target: target.into(),
-        headers: HeaderMap::new(),
-        body,
-        http2: false,
-    }
+    Request { endpoint: endpoint.into(), method, target: target.into(), headers: HeaderMap::new(), body, http2: false }
 }
 
 impl Request {

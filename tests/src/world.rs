@@ -22,7 +22,7 @@ use crate::app::App;
 use crate::sender::{Answer, Request};
 
 /// The domain of every world.
-pub const DOMAIN: &str = "hooks.test";
+pub(crate) const DOMAIN: &str = "hooks.test";
 
 /// A relay on port 0 with a folder of its own.
 #[derive(Debug)]
@@ -171,8 +171,7 @@ impl World {
     pub async fn admin(&self, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
         let address = self.relay.addresses().admin.expect("an admin listener");
         let stream = TcpStream::connect(address).await.expect("a connection");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
         spawn(connection);
         let mut request = http::Request::get(path);
         if !headers.iter().any(|(name, _)| *name == "host") {

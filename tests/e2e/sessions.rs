@@ -1,0 +1,167 @@
+//! Who may serve what, and for how long.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hookway::{ConnectError, Event};
+use hookway_protocol::message::Code;
+use hookway_tests::{App, World, body, post};
+use rstest::rstest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+
+fn refusal(result: Result<hookway::Client, ConnectError>) -> Code {
+    match result {
+        Err(ConnectError::Refused { code, next, .. }) => {
+            assert!(!next.is_empty(), "every refusal has a next step");
+            code
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_name_stays_with_its_owner_also_while_he_is_away() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let (ann, bob) = (world.token("ann", &[]).await, world.token("bob", &[]).await);
+    world.try_client(&ann, "billing", &app).await.expect("the first comes first").close().await;
+    assert_eq!(refusal(world.try_client(&bob, "billing", &app).await), Code::Taken);
+    let world = world.restarted().await;
+    assert_eq!(refusal(world.try_client(&bob, "billing", &app).await), Code::Taken);
+    let another_of_ann = world.token("ann", &[]).await;
+    world.try_client(&another_of_ann, "billing", &app).await.expect("a token of the same name").close().await;
+}
+
+#[tokio::test]
+async fn the_same_owner_takes_over_and_the_other_client_is_told() {
+    let world = World::new().await;
+    let (old, new) = (
+        App::start(|_| async { body(200, "old".into()) }).await,
+        App::start(|_| async { body(200, "new".into()) }).await,
+    );
+    let token = world.token("ann", &[]).await;
+    let first = world.try_client(&token, "billing", &old).await.expect("connected");
+    assert_eq!(world.send(post("billing", "/").body("{}")).await.text(), "old");
+    let _second = world.try_client(&token, "billing", &new).await.expect("taken over");
+    assert_eq!(world.send(post("billing", "/").body("{}")).await.text(), "new");
+    // The first ends instead of fighting for the name.
+    while first.next_event().await.is_some() {}
+}
+
+#[rstest]
+#[case::reserved("www")]
+#[case::not_allowed("accounting")]
+#[tokio::test]
+async fn some_names_are_not_given(#[case] name: &str) {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let token = world.token("ann", &["billing-*", "www"]).await;
+    assert_eq!(refusal(world.try_client(&token, name, &app).await), Code::Name);
+    world.try_client(&token, "billing-dev", &app).await.expect("an allowed name").close().await;
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_refused_and_soon_not_heard() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let wrong = format!("hwt_{}", "A".repeat(43));
+    for _ in 0..10 {
+        assert_eq!(refusal(world.try_client(&wrong, "billing", &app).await), Code::Token);
+    }
+    assert_eq!(refusal(world.try_client(&wrong, "billing", &app).await), Code::Limit);
+    let good = world.token("ann", &[]).await;
+    assert_eq!(refusal(world.try_client(&good, "billing", &app).await), Code::Limit, "the address has to wait");
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_its_sessions() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let token = world.token("ann", &[]).await;
+    let client = world.try_client(&token, "billing", &app).await.expect("connected");
+    // As `hookway-relay token revoke` does it: from outside the relay's process.
+    let store = hookway_relay::Store::open(world.ca().parent().expect("the data folder")).expect("the store");
+    assert_eq!(store.revoke_tokens("ann").await.expect("revoked").len(), 1);
+    let ended = async { while client.next_event().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("cut off within 5 s");
+    let _ = world.send(post("billing", "/").body("{}")).await.expect(503);
+}
+
+#[tokio::test]
+async fn a_released_name_is_free_for_others() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let client = world.client("billing", &app).await;
+    let store = hookway_relay::Store::open(world.ca().parent().expect("the data folder")).expect("the store");
+    let name = "billing".parse().expect("a name");
+    assert!(store.release_endpoint(&name).await.expect("released"));
+    let ended = async { while client.next_event().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("told within 5 s");
+    let _ = world.send(post("billing", "/").body("{}")).await.expect(404);
+    let bob = world.token("bob", &[]).await;
+    world.try_client(&bob, "billing", &app).await.expect("free").close().await;
+}
+
+#[tokio::test]
+async fn a_client_comes_back_after_the_relay_restarted() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let client = world.client("billing", &app).await;
+    let world = world.restarted().await;
+    let back = async {
+        loop {
+            match client.next_event().await {
+                Some(Event::Up(welcomed)) => return welcomed,
+                Some(_) => {}
+                None => panic!("the client gave up"),
+            }
+        }
+    };
+    let welcomed = tokio::time::timeout(Duration::from_secs(10), back).await.expect("back in time");
+    assert!(welcomed.urls.contains_key("billing"));
+    assert_eq!(world.send(post("billing", "/").body("again")).await.expect(200).text(), "again");
+}
+
+#[tokio::test]
+async fn a_client_without_a_name_gets_a_readable_one_and_keeps_it() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let token = world.token("ann", &[]).await;
+    let client = hookway::Client::connect(world.options(&token, app.address)).await.expect("connected");
+    let name = client.welcomed().first.clone().expect("a name");
+    assert_eq!(name.split('-').count(), 3, "{name}");
+    assert_eq!(client.url(), format!("https://{name}.hooks.test:{}", world.relay.addresses().https.port()));
+    let _ = world.send(post(&name, "/").body("{}")).await.expect(200);
+}
+
+#[tokio::test]
+async fn shutdown_finishes_what_is_in_flight() {
+    let world = World::new().await;
+    let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (at, on) = (arrived.clone(), go_on.clone());
+    let app = App::start(move |seen| {
+        let (at, on) = (at.clone(), on.clone());
+        async move {
+            at.notify_one();
+            on.notified().await;
+            body(200, seen.body)
+        }
+    })
+    .await;
+    let _client = world.client("billing", &app).await;
+    let mut tls = world.tls("billing.hooks.test", b"http/1.1").await.expect("a connection");
+    let sent = b"POST / HTTP/1.1\r\nhost: billing.hooks.test\r\ncontent-length: 4\r\n\r\nkept";
+    tls.write_all(sent).await.expect("written");
+    arrived.notified().await;
+    let read = async {
+        let mut got = String::new();
+        // The relay lets the app answer only once it is stopping.
+        go_on.notify_one();
+        let _ = tls.read_to_string(&mut got).await;
+        got
+    };
+    let (finished, got) = tokio::join!(world.relay.shutdown(), read);
+    assert!(finished);
+    assert!(got.starts_with("HTTP/1.1 200") && got.ends_with("kept"), "{got}");
+}
