@@ -67,7 +67,9 @@ impl Headers {
     #[must_use]
     pub fn into_map(self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.0.len());
-        map.extend(self.0.into_iter().map(|(name, value)| (Some(name), value)));
+        for (name, value) in self.0 {
+            map.append(name, value);
+        }
         map
     }
 }

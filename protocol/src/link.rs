@@ -189,9 +189,28 @@ impl Link {
         self.0.close_reason().is_some()
     }
 
+    /// Closes the link when the guard is dropped, also by a task that is aborted.
+    pub fn close_on_drop(&self, reason: &'static str) -> CloseOnDrop {
+        CloseOnDrop { link: self.clone(), reason }
+    }
+
     /// Closes the link at once, with a reason for the other side's log.
     pub fn close(&self, reason: &str) {
         self.0.close(VarInt::from_u32(0), reason.as_bytes());
+    }
+}
+
+/// Closes its link on drop; see [`Link::close_on_drop`].
+#[derive(Debug)]
+#[must_use]
+pub struct CloseOnDrop {
+    link: Link,
+    reason: &'static str,
+}
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.link.close(self.reason);
     }
 }
 

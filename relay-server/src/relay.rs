@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use hookway_protocol::link::StreamError;
+
 use crate::delivery::{Body, Delivery, Reply, Undelivered};
 use crate::tunnel::Endpoint;
 
@@ -16,7 +18,7 @@ pub(crate) async fn deliver(endpoint: &Arc<Endpoint>, mut delivery: Delivery) ->
     loop {
         let session = endpoint.session().ok_or(Undelivered::Away)?;
         match session.forward(&delivery.head, &mut delivery.body, &mut delivery.pass).await {
-            Err(Undelivered::Lost(error)) if again(&delivery) => {
+            Err(Undelivered::Lost(error @ StreamError::Lost(_))) if again(&delivery) => {
                 tracing::debug!(delivery = %delivery.head.id, %error, "trying the delivery over the next session");
                 endpoint.left(&session);
                 delivery.head.attempt += 1;

@@ -146,7 +146,7 @@ async fn an_answer_that_breaks_off_never_looks_whole() {
             tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.expect("written");
         };
         let (answer, ()) = tokio::join!(world.try_send(post("billing", "/").body("{}")), cut);
-        assert!(answer.is_err(), "{answer:?}");
+        assert!(is_not_whole(&answer), "{answer:?}");
         for http2 in [post("billing", "/").body("{}").http2()] {
             let cut = async {
                 let (mut stream, _) = listener.accept().await.expect("the delivery");
@@ -155,7 +155,7 @@ async fn an_answer_that_breaks_off_never_looks_whole() {
                 tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.expect("written");
             };
             let (answer, ()) = tokio::join!(world.try_send(http2), cut);
-            assert!(answer.is_err(), "{answer:?}");
+            assert!(is_not_whole(&answer), "{answer:?}");
         }
     }
 }
@@ -173,4 +173,9 @@ async fn an_app_that_talks_nonsense_is_502() {
     };
     let (answer, ()) = tokio::join!(world.send(post("billing", "/").body("{}")), talk);
     let _ = answer.expect(502);
+}
+
+/// Whether a sender could not take this for the app's whole answer.
+fn is_not_whole(answer: &anyhow::Result<hookway_tests::Answer>) -> bool {
+    answer.as_ref().map_or(true, |answer| answer.status == 502)
 }

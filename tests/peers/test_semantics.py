@@ -150,6 +150,48 @@ def test_a_reply_cut_midway_ends_unclean(world, framing):
     client.wait(lambda: len(client.deliveries()) == 2, what="both deliveries")
 
 
+@pytest.mark.parametrize("length", [0, 10, 41, 1000], ids=["nothing", "half a head", "a head", "half a body"])
+def test_cut_replies_cost_nothing_else(new_world, length):
+    """However often an app breaks off, the session, its streams and the endpoint's places are there for the next."""
+    world = new_world("--max-concurrent", "10")
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + bytes(2000)
+    app = world.app(answer=lambda seen, _: whole[:length], keep_alive=False)
+    client = world.client(app)
+    for _ in range(60):
+        with contextlib.suppress(Closed):
+            reply = world.get()
+            assert reply.status == 502 or (reply.status == 200 and not reply.complete and length > 40), reply
+    app.answer = app.echo
+    assert world.get().status == 200
+    assert client.find("session", is_down) is None
+
+
+def test_senders_that_leave_cost_nothing_else(new_world):
+    """Senders that vanish within a reply or an upload leave no place taken and no stream open."""
+    world = new_world("--max-concurrent", "10")
+    endless = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n" + bytes(0x1000) + b"\r\n"
+
+    def answer(seen, connection):
+        if seen.target != "/endless":
+            return RawApp.echo(app, seen)
+        connection.sendall(endless)
+        with contextlib.suppress(OSError):
+            connection.recv(1)
+        return None
+
+    app = world.app(answer=answer)
+    client = world.client(app)
+    for _ in range(60):
+        with world.wire() as wire:
+            wire.send(request("GET", "/endless"))
+            assert wire.receive()
+        with world.wire() as wire:
+            wire.send(request("POST", "/half")[:-2] + b"Content-Length: 3000000\r\n\r\n" + bytes(100_000))
+    eventually(lambda: answers(world, 200), what="the endpoint being served")
+    assert all(answers(world, 200) for _ in range(30))
+    assert client.find("session", is_down) is None
+
+
 def test_headers_and_host_towards_the_app(world):
     app = world.app()
     world.client(app, "-H", "X-Env: dev", "--header", "User-Agent: tunnelled", "--host-header", "rewrite")

@@ -226,9 +226,7 @@ fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
     };
     let own = Headers::end_to_end(request.headers(), |name| !is_ours(name));
     let mut headers: Headers = headers.iter().chain(own.iter()).map(|(n, v)| (n.clone(), v.clone())).collect();
-    if request.version() == Version::HTTP_2
-        && request.headers().get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"))
-    {
+    if request.headers().get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.push(header::TE, HeaderValue::from_static("trailers"));
     }
     let proto = if sender.tls.is_some() { "https" } else { "http" };

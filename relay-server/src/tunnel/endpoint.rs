@@ -134,12 +134,13 @@ impl Tunnel {
         let uploads = self.shutdown.work.clone();
         let grant = admitted.grant.clone();
         let session = Session::new(id.clone(), grant, link.clone(), messages, uploads, self.config.reply_timeout);
-        if control.sender.send(&FromRelay::from(RelayMessage::Welcome(welcome))).await.is_err() {
-            return;
-        }
         let _up = Up::new(&self.doorkeeper.metrics.sessions);
         let registry = &self.doorkeeper.registry;
         let claims: Vec<Claim> = admitted.names.iter().filter_map(|name| registry.claim(name, &session)).collect();
+        // Only now: a client that is welcome can be sent to.
+        if control.sender.send(&FromRelay::from(RelayMessage::Welcome(welcome))).await.is_err() {
+            return;
+        }
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
         tracing::info!(remote = %link.remote(), endpoints = names.join(" "), "client connected");
         self.sessions().insert(id.clone(), session.clone());

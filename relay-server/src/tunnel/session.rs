@@ -93,21 +93,27 @@ impl Session {
             None => (Some(sender), None),
             Some(inbound) => (None, Some(self.upload(sender, inbound))),
         };
-        let reply = tokio::time::timeout(self.reply_timeout, receiver.frame()).await;
+        let faulty = async {
+            match fault {
+                // No fault is ever told when the body was good, or no longer wanted.
+                Some(fault) => match fault.await {
+                    Ok(error) => error,
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        let reply = tokio::select! {
+            biased;
+            error = faulty => return Err(Undelivered::Body(error)),
+            reply = tokio::time::timeout(self.reply_timeout, receiver.frame()) => reply,
+        };
         let reply = match reply.map_err(|_| Undelivered::TimedOut)? {
             Ok(Some(Frame::Head(bytes))) => ReplyHead::decode(bytes).map_err(|e| StreamError::Protocol(e.to_string())),
             Ok(_) => Err(StreamError::Aborted),
             Err(error) => Err(error),
         };
-        let reply = match reply {
-            Ok(reply) => reply,
-            // When the sender's body was at fault, the abort is only what came of it.
-            Err(error) => {
-                return Err(fault
-                    .and_then(|fault| fault.now_or_never()?.ok())
-                    .map_or(Undelivered::Lost(error), Undelivered::Body));
-            }
-        };
+        let reply = reply.map_err(Undelivered::Lost)?;
         let stream = ReplyStream {
             receiver: Some(receiver),
             sender: sender.filter(|_| sent),

@@ -60,7 +60,10 @@ impl App {
             return self.send_h2(request, wait).await;
         }
         *request.version_mut() = http::Version::HTTP_11;
-        request.headers_mut().remove(http::header::TE);
+        if request.headers().contains_key(http::header::TE) && !request.headers().contains_key(http::header::CONNECTION)
+        {
+            request.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("te"));
+        }
         loop {
             let idle = self.idle();
             let reused = idle.is_some();
@@ -171,6 +174,10 @@ impl App {
     }
 
     fn bad_answer(&self, error: &hyper::Error) -> Failed {
+        if error.is_user() {
+            let message = "the sender broke off".to_owned();
+            return Failed { failure: Failure::BadRequest, short: "aborted".into(), message };
+        }
         let short = if error.is_incomplete_message() || error.is_canceled() { "hung up" } else { "bad answer" };
         let message = format!("the local app at {} gave no usable answer: {error}", self.target);
         Failed { failure: Failure::BadAnswer, short: short.into(), message }

@@ -111,6 +111,7 @@ impl Session {
     pub(super) async fn serve(self, stop: &CancellationToken) -> End {
         let Self { link, control, endpoints, exchanges } = self;
         let tasks = exchanges.tasks.clone();
+        let open = link.close_on_drop("the client has ended the session");
         let accept = async {
             loop {
                 match link.accept().await {
@@ -130,7 +131,7 @@ impl Session {
                 End::Stopped
             }
         };
-        link.close("the client has ended the session");
+        drop(open);
         tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
         end
@@ -278,7 +279,7 @@ impl Exchanges {
                 let status = response.status();
                 delivered.outcome = Outcome::Answered(status);
                 let sent = send_reply(&mut sender, response).await;
-                if sent.is_err() {
+                if !matches!(sent, Ok(true)) {
                     delivered.outcome = Outcome::Cut(status);
                 }
                 sent
@@ -304,12 +305,9 @@ impl Exchanges {
         }
         match (sent, whole) {
             (Ok(true), Some(receiver)) => Some(Stream { sender, receiver }),
-            (Ok(_), _) => {
+            // Without END before it, the end is an abort that does not overtake what was sent, as a reset would.
+            (_, _) => {
                 sender.finish();
-                None
-            }
-            (Err(_), _) => {
-                sender.reset();
                 None
             }
         }
@@ -389,12 +387,13 @@ async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamEr
     sender.send(&mut [out.freeze()]).await
 }
 
-/// Sends the app's answer as it comes; what is there already goes in one write. `Ok` when it was complete.
+/// Sends the app's answer as it comes; what is there already goes in one write. `Ok(true)` when it was complete,
+/// `Ok(false)` when it broke off before any of it was sent: then the sender can still be told.
 async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result<bool, StreamError> {
     let mut out = BytesMut::with_capacity(512);
     frame::put_head(&mut out, |out| app_head(&response).encode(out));
     let mut body = response.into_body();
-    let (mut pieces, mut gathered) = (Vec::new(), 0);
+    let (mut pieces, mut gathered, mut begun) = (Vec::new(), 0, false);
     loop {
         let next = match body.frame().now_or_never() {
             Some(next) => next,
@@ -402,7 +401,7 @@ async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result
                 if !out.is_empty() || !pieces.is_empty() {
                     pieces.push(out.split().freeze());
                     sender.send(&mut std::mem::take(&mut pieces)).await?;
-                    gathered = 0;
+                    (gathered, begun) = (0, true);
                 }
                 // Do not keep the app busy for a sender that is gone.
                 let mut stopped = pin!(sender.stopped());
@@ -422,7 +421,7 @@ async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result
                     pieces.push(data);
                     if gathered >= GATHER {
                         sender.send(&mut std::mem::take(&mut pieces)).await?;
-                        gathered = 0;
+                        (gathered, begun) = (0, true);
                     }
                 }
                 Err(next) => {
@@ -434,7 +433,13 @@ async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result
             },
             Some(Err(error)) => {
                 tracing::debug!(%error, "the app's answer broke off");
-                return Err(StreamError::Aborted);
+                if begun {
+                    return Err(StreamError::Aborted);
+                }
+                let message = "the local app's answer broke off".to_owned();
+                send_head(sender, &ReplyHead::Failed { failure: Failure::BadAnswer, message }).await?;
+                sender.send(&mut [Bytes::from_static(frame::END)]).await?;
+                return Ok(false);
             }
             None => {
                 out.extend_from_slice(frame::END);
