@@ -246,6 +246,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_fuzz_corpus_is_the_same_however_it_is_cut() {
+        let corpus = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/frame")).expect("a corpus");
+        for entry in corpus {
+            let path = entry.expect("an entry").path();
+            let bytes = std::fs::read(&path).expect("a file");
+            assert_eq!(decode_all(&bytes, 1), decode_all(&bytes, bytes.len()), "{}", path.display());
+        }
+    }
+
     #[rstest]
     #[case::data_first(&[2, 0], FrameError::OutOfOrder(2))]
     #[case::end_first(&[4, 0], FrameError::OutOfOrder(4))]

@@ -459,6 +459,27 @@ mod tests {
     }
 
     #[test]
+    fn the_fuzz_corpus_is_a_head_or_an_error() {
+        let corpus = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/head")).expect("a corpus");
+        let mut heads = 0;
+        for entry in corpus {
+            let bytes = Bytes::from(std::fs::read(entry.expect("an entry").path()).expect("a file"));
+            let mut out = BytesMut::new();
+            if let Ok(head) = RequestHead::decode(bytes.clone()) {
+                head.encode(&mut out);
+                assert_eq!(RequestHead::decode(out.split().freeze()), Ok(head));
+                heads += 1;
+            }
+            if let Ok(head) = ReplyHead::decode(bytes) {
+                head.encode(&mut out);
+                assert_eq!(ReplyHead::decode(out.freeze()), Ok(head));
+                heads += 1;
+            }
+        }
+        assert!(heads >= 5, "the corpus has good heads, too");
+    }
+
+    #[test]
     fn fields_are_bounded() {
         let fields = vec![b"a".to_vec(); 2 * (MAX_FIELDS + 1)];
         let spec = SpecReply { status: 200, fields, ..SpecReply::default() };

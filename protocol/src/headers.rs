@@ -13,10 +13,14 @@ impl Headers {
         Self(Vec::with_capacity(capacity))
     }
 
-    /// The end-to-end fields of `map` that `keep` keeps. Fields of one connection only are left out: the fixed ones
+    /// `first`, if any, and the end-to-end fields of `map` that `keep` keeps. Fields of one connection only are left out: the fixed ones
     /// and those that `Connection` names (RFC 9110 §7.6.1).
     #[must_use]
-    pub fn end_to_end(map: &HeaderMap, keep: impl Fn(&HeaderName) -> bool) -> Self {
+    pub fn end_to_end(
+        map: &HeaderMap,
+        first: Option<(HeaderName, HeaderValue)>,
+        keep: impl Fn(&HeaderName) -> bool,
+    ) -> Self {
         let named = map.get_all(header::CONNECTION);
         let named: Vec<&str> = named
             .iter()
@@ -26,6 +30,7 @@ impl Headers {
             .filter(|name| !["host", "content-length", "content-type"].iter().any(|n| name.eq_ignore_ascii_case(n)))
             .collect();
         let mut fields = Vec::with_capacity(map.len() + 8);
+        fields.extend(first);
         for (name, value) in map {
             let hop = hop_by_hop(name) || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
             if !hop && keep(name) {
@@ -127,7 +132,7 @@ mod tests {
             ("a-one", "1"),
         ];
         let map = fields.into_iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
-        let passed = Headers::end_to_end(&map, |name| name != "a-one");
+        let passed = Headers::end_to_end(&map, None, |name| name != "a-one");
         let names: Vec<_> = passed.iter().map(|(n, v)| (n.as_str(), v.to_str().expect("ASCII"))).collect();
         assert_eq!(names, [("host", "a"), ("b-two", "2"), ("b-two", "3"), ("content-length", "3")]);
     }

@@ -240,33 +240,60 @@ ANSWERS = [
 _canaries = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def hostile():
-    """A world whose app answers /ID with the bytes of that id, and anything else with an echo."""
-    answers = {f"/{answer.id}": answer for answer in ANSWERS}
-    with World() as world:
-        app = world.app()
+class Worlds:
+    """A world whose app answers /ID with the bytes of that id, and anything else with an echo; a new one when it broke."""
 
-        def answer(seen, connection):
-            known = answers.get(seen.target)
-            if known is None:
-                return app.echo(seen)
-            if isinstance(known.raw, bytes):
-                # Bytes after the answer stand ready on a connection that would else be used again.
-                connection.sendall(known.raw)
-                if b"planted" in known.raw:
-                    return b""
-                return None
-            if known.raw in (reset, reset_in_body, silent, silent_in_body):
-                known.raw(connection)
-                return None
-            for piece in known.raw():
-                connection.sendall(piece)
+    def __init__(self):
+        self.answers = {f"/{answer.id}": answer for answer in ANSWERS}
+        self.world = None
+
+    def get(self):
+        if self.world is None:
+            self.world = World()
+            self.world.bad_app = self.world.app()
+            self.world.bad_app.answer = self.answer
+            self.world.bad_client = self.world.client(self.world.bad_app, "--timeout", f"{TIMEOUT}s")
+        return self.world
+
+    def answer(self, seen, connection):
+        known = self.answers.get(seen.target)
+        if known is None:
+            return self.world.bad_app.echo(seen)
+        if isinstance(known.raw, bytes):
+            connection.sendall(known.raw)
+            # Bytes after the answer stand ready on a connection that would else be used again.
+            return b"" if b"planted" in known.raw else None
+        if known.raw in (reset, reset_in_body, silent, silent_in_body):
+            known.raw(connection)
             return None
+        for piece in known.raw():
+            connection.sendall(piece)
+        return None
 
-        app.answer = answer
-        world.client(app, "--timeout", f"{TIMEOUT}s")
-        yield world
+    def close(self):
+        if self.world:
+            world, self.world = self.world, None
+            world.close()
+
+    def serves(self):
+        try:
+            return self.world.get("/still-there").status == 200
+        except (Closed, OSError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    made = Worlds()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hostile(worlds):
+    yield worlds.get()
+    if not worlds.serves():
+        worlds.close()  # the test has failed; the next one starts afresh
 
 
 def test_the_table_is_large_enough():
@@ -336,7 +363,7 @@ def test_fields_keep_their_order_and_their_bytes(hostile):
 def test_many_bad_answers_cost_no_memory(hostile):
     """All endless answers at once, again and again."""
     paths = [f"/{answer.id}" for answer in ANSWERS if "endless" in answer.id]
-    [client] = [program for program in hostile.programs if "client" in program.title]
+    client = hostile.bad_client
 
     def ask(path):
         with hostile.wire(timeout=30) as wire:

@@ -144,9 +144,10 @@ def test_an_impossible_name_is_refused(hookway, world, bad):
     assert done.returncode in (2, 5) and done.stderr.startswith("error: ")
 
 
-def test_a_token_in_the_projects_file_is_7(hookway, world, tmp_path):
-    (tmp_path / "hookway.toml").write_text('name = "billing"\ntoken = "hwt_secret"\n')
-    said = three_parts(hookway("3000", *on(world)), 7)
+@pytest.mark.parametrize("key", ["token", '"token"', "  token"])
+def test_a_token_in_the_projects_file_is_7(hookway, world, tmp_path, key):
+    (tmp_path / "hookway.toml").write_text(f'name = "billing"\n{key} = "hwt_secret"\n')
+    said = three_parts(hookway("3000", *on(world), HOOKWAY_TOKEN=world.default_token), 7)
     assert "token" in said and "hookway.toml" in said and "hwt_secret" not in said
 
 
@@ -271,6 +272,13 @@ def test_several_names_for_one_target(world, app, project, name):
 def test_token_file(world, app, name, tmp_path):
     (tmp_path / "token").write_text(world.default_token + "\n")
     world.client(app, "--token-file", str(tmp_path / "token"), name=name, environment={"HOOKWAY_TOKEN": ""})
+    assert world.get(name=name).status == 200
+
+
+def test_token_file_of_the_project(world, app, project, name):
+    (project.folder / "secret").write_text(world.default_token + "\n")
+    (project.folder / "hookway.toml").write_text(f'token-file = "{project.folder}/secret"\n')
+    project.start(app.address, "-n", name)
     assert world.get(name=name).status == 200
 
 

@@ -517,7 +517,7 @@ def test_once(world):
     client = world.client(world.app(), "--once")
     assert world.post(body=b"1").status == 200
     assert client.exited() == 0
-    assert len(client.deliveries()) == 1
+    eventually(lambda: len(client.deliveries()) == 1, what="the delivery's line")
 
 
 def test_until(world):
@@ -525,7 +525,7 @@ def test_until(world):
     for n in range(3):
         assert client.running and world.post(body=b"%d" % n).status == 200
     assert client.exited() == 0
-    assert len(client.deliveries()) == 3
+    eventually(lambda: len(client.deliveries()) == 3, what="the deliveries' lines")
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (302, 0), (404, 6), (500, 6)])
@@ -575,6 +575,7 @@ def test_filter(world, words, shown):
         with world.wire() as wire:
             wire.ask(request(method, path))
     assert client.exited() == 0
+    assert client.stop() == 0  # every line is read
     assert [event["path"] for event in client.deliveries()] == shown
 
 

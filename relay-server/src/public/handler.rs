@@ -214,18 +214,14 @@ fn head(
 
 /// The request's own fields, and the truth about where it came from in place of what the sender says of that.
 fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
-    let mut headers = Headers::with_capacity(0);
-    let host = match (request.headers().get(header::HOST), request.uri().authority()) {
-        (Some(host), _) => Some(host.clone()),
-        (None, Some(authority)) => {
-            let host = HeaderValue::from_str(authority.as_str()).ok();
-            headers = host.iter().map(|host| (header::HOST, host.clone())).collect();
-            host
-        }
-        (None, None) => None,
+    let fields = request.headers();
+    // HTTP/2 has the host in :authority; the app is to find it where it looks.
+    let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
+    let (host, missing) = match fields.get(header::HOST) {
+        Some(host) => (Some(host.clone()), None),
+        None => (authority(), authority()),
     };
-    let own = Headers::end_to_end(request.headers(), |name| !is_ours(name));
-    let mut headers: Headers = headers.iter().chain(own.iter()).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let mut headers = Headers::end_to_end(fields, missing.map(|host| (header::HOST, host)), |name| !is_ours(name));
     if request.headers().get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.push(header::TE, HeaderValue::from_static("trailers"));
     }

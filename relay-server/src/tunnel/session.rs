@@ -219,7 +219,7 @@ fn whole(head: &RequestHead, body: &Bytes, trailers: Option<&HeaderMap>) -> [Byt
 fn end(trailers: Option<&HeaderMap>) -> Bytes {
     let Some(trailers) = trailers else { return Bytes::from_static(frame::END) };
     let mut out = BytesMut::new();
-    let trailers = Headers::end_to_end(trailers, allowed_in_trailers);
+    let trailers = Headers::end_to_end(trailers, None, allowed_in_trailers);
     frame::put_trailers(&mut out, |out| head::encode_trailers(&trailers, out));
     out.extend_from_slice(frame::END);
     out.freeze()

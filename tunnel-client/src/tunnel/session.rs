@@ -377,7 +377,7 @@ async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), 
 fn app_head(response: &Response<Incoming>) -> ReplyHead {
     // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
     let chunked = response.headers().contains_key(TRANSFER_ENCODING);
-    let headers = Headers::end_to_end(response.headers(), |name| !(chunked && *name == CONTENT_LENGTH));
+    let headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
     ReplyHead::App { status: response.status(), headers }
 }
 
@@ -426,7 +426,7 @@ async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result
                 }
                 Err(next) => {
                     if let Ok(trailers) = next.into_trailers() {
-                        let trailers = Headers::end_to_end(&trailers, allowed_in_trailers);
+                        let trailers = Headers::end_to_end(&trailers, None, allowed_in_trailers);
                         frame::put_trailers(&mut out, |out| head::encode_trailers(&trailers, out));
                     }
                 }
