@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
+use hookway_relay::config::ConfigError;
 use hookway_relay::{BindError, EndpointRow, Server, Store, TokenRow};
 use jiff::Timestamp;
 use serde_json::json;
@@ -13,8 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Prints an error with its causes.
 pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  cause: {cause}");
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    if !causes.is_empty() {
+        eprintln!("  cause: {}", causes.join(": "));
+    }
+    if let Some(next) = error.downcast_ref::<ConfigError>().map(ConfigError::next) {
+        eprintln!("  next:  {next}");
     }
     ExitCode::from(code)
 }
@@ -89,8 +94,9 @@ fn with_next_step(error: BindError) -> anyhow::Error {
         BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             "stop what listens there, or choose another port with --https, --http or --admin"
         }
+        BindError::Listen { .. } => "give an address of this machine with --https, --http or --admin",
         BindError::Store(_) => "check that --data-dir can be written",
-        _ => return error.into(),
+        BindError::Certs(_) => "check --tls-cert and --tls-key, or use --tls self-signed",
     };
     let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
     anyhow::anyhow!("{}\n  cause: {}\n  next:  {next}", causes[0], causes[1..].join(": "))

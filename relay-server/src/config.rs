@@ -69,10 +69,38 @@ pub enum ConfigError {
         path: String,
         /// Each problem.
         problems: Vec<settings::Problem>,
+        /// What they have in common.
+        #[source]
+        cause: Reason,
     },
     /// A setting that must be there is not.
-    #[error("{0}")]
-    Missing(&'static str),
+    #[error("{what}")]
+    Missing {
+        /// Which.
+        what: &'static str,
+        /// What it is for.
+        #[source]
+        cause: Reason,
+        /// How to set it.
+        next: &'static str,
+    },
+}
+
+/// Why something is wanted, in words.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Reason(&'static str);
+
+impl ConfigError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn next(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "check the path and its rights, or leave --config out",
+            Self::Wrong { .. } => "mend these lines; every setting is listed by:  hookway-relay run --help",
+            Self::Missing { next, .. } => next,
+        }
+    }
 }
 
 fn count(problems: &[settings::Problem]) -> String {
@@ -138,7 +166,14 @@ fn from_file(path: &Path, command: &Command, given: &ArgMatches) -> Result<Vec<O
         }
     }
     problems.sort_by_key(|problem| problem.line);
-    if problems.is_empty() { Ok(flags) } else { Err(ConfigError::Wrong { path: shown, problems }) }
+    if problems.is_empty() {
+        Ok(flags)
+    } else {
+        {
+            let cause = Reason("a setting is unknown, or has a value it cannot have");
+            Err(ConfigError::Wrong { path: shown, problems, cause })
+        }
+    }
 }
 
 /// Whether these flags alone have good values.
@@ -156,15 +191,20 @@ impl RunArgs {
     /// # Errors
     /// A setting that must be there is not.
     pub fn config(&self) -> Result<Config, ConfigError> {
-        let domain = self.domain.clone().ok_or(ConfigError::Missing(
-            "no domain is set: endpoints are host names below it\n  next:  hookway-relay run --domain hooks.example.com",
-        ))?;
+        let domain = self.domain.clone().ok_or(ConfigError::Missing {
+            what: "no domain is set",
+            cause: Reason("endpoints are host names below a domain"),
+            next: "hookway-relay run --domain hooks.example.com",
+        })?;
         let certs = match (self.tls, &self.tls_cert, &self.tls_key) {
             (Tls::SelfSigned, ..) => certs::Config::SelfSigned,
             (Tls::Files, Some(cert), Some(key)) => certs::Config::Files { cert: cert.clone(), key: key.clone() },
             (Tls::Files, ..) => {
-                let text = "certificates from files need both\n  next:  --tls-cert FILE --tls-key FILE";
-                return Err(ConfigError::Missing(text));
+                return Err(ConfigError::Missing {
+                    what: "--tls files names no files",
+                    cause: Reason("a certificate and its key are read from two files"),
+                    next: "hookway-relay run --tls files --tls-cert FILE --tls-key FILE",
+                });
             }
         };
         Ok(Config {

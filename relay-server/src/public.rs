@@ -214,6 +214,8 @@ impl Public {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.config.header_timeout)
+            // A sender that has said all may close its side before it has the answer.
+            .half_close(true)
             .max_buf_size(self.config.max_head.max(8192));
         server
             .http2()

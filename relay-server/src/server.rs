@@ -96,6 +96,7 @@ impl Server {
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
             urls,
+            reset_key: store.reset_key().await?,
         };
         let tunnel = Tunnel::bind(udp, certs.server_config(&[ALPN]), config.tunnel, parts)
             .map_err(|source| BindError::Listen { what: "quic", address: addresses.https, source })?;

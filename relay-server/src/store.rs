@@ -90,6 +90,13 @@ impl Store {
         sqlite::Database::open(data_dir).map(Self)
     }
 
+    /// The key that QUIC's stateless resets are made with; the same for every run.
+    pub(crate) async fn reset_key(&self) -> Result<[u8; 32], StoreError> {
+        let mut fresh = [0; 32];
+        aws_lc_rs::rand::fill(&mut fresh).expect("the operating system gives random bytes");
+        self.0.run(move |db| sqlite::kept_key(db, &fresh)).await
+    }
+
     /// Changes when another process has changed the store.
     pub(crate) async fn version(&self) -> Result<i64, StoreError> {
         self.0.run(sqlite::version).await

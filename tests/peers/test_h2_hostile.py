@@ -53,7 +53,9 @@ class Frames:
         self._streams = itertools.count(1, 2)
         wire.send(preface)
         if preface == PREFACE:
-            self.write(SettingsFrame(0, settings=settings or {SettingsFrame.ENABLE_PUSH: 0}))
+            # Windows wide enough never to be thought of again.
+            wide = {SettingsFrame.ENABLE_PUSH: 0, SettingsFrame.INITIAL_WINDOW_SIZE: 1 << 30}
+            self.write(SettingsFrame(0, settings=settings or wide), WindowUpdateFrame(0, 1 << 30))
 
     def __enter__(self):
         return self
@@ -77,6 +79,10 @@ class Frames:
     def headers(self, stream, fields, end=True, flags=("END_HEADERS",)):
         flags = [*flags, "END_STREAM"] if end else list(flags)
         return HeadersFrame(stream, data=self.block(fields), flags=flags)
+
+    def fields(self, block):
+        """The fields of an answer's block, as text."""
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.decoder.decode(block, raw=True)]
 
     def ask(self, fields, body=None, trailers=None):
         """One request and how it ended."""
@@ -116,7 +122,7 @@ class Frames:
                     if self.goaway:
                         return Outcome(error="GOAWAY", code=self.goaway)
                 elif kind == HeadersFrame.type:
-                    fields = [(name, value) for name, value in self.decoder.decode(payload)]
+                    fields = self.fields(payload)
                     if stream == wanted:
                         if not seen.status or 100 <= seen.status < 200:
                             seen.fields, seen.status = fields, int(dict(fields)[":status"])
@@ -410,7 +416,7 @@ def ends(sender, seconds=5.0):
             if kind == RstStreamFrame.type or kind == GoAwayFrame.type and sender.goaway:
                 return True
             if kind == HeadersFrame.type:
-                status = dict(sender.decoder.decode(payload)).get(":status", "")
+                status = dict(sender.fields(payload)).get(":status", "")
                 if status.startswith("4"):
                     return True
     except TimeoutError:
@@ -462,7 +468,7 @@ def test_requests_side_by_side_keep_their_answers(shared):
         with contextlib.closing(sender.frames(DEADLINE)) as frames:
             for kind, flags, stream, payload in frames:
                 if kind == HeadersFrame.type:
-                    assert dict(sender.decoder.decode(payload))[":status"] == "200"
+                    assert dict(sender.fields(payload))[":status"] == "200"
                 elif kind == DataFrame.type:
                     answers[stream] += payload
                 if kind in (HeadersFrame.type, DataFrame.type) and flags & 1:

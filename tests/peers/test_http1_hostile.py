@@ -459,7 +459,7 @@ def test_the_table_is_large_enough_and_its_ids_unique():
 def test_case(shared, case):
     app, world = shared.app, shared.world
     app.clear()
-    with world.wire(timeout=4) as wire:
+    with world.wire(timeout=2) as wire:
         reply = attempt(wire, case.raw)
         refused = reply is None or reply.header("x-app") is None
         if refused:

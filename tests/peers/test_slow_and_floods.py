@@ -16,8 +16,8 @@ from test_quic_hostile import MIB, Growth
 
 from world import DOMAIN, LONG, Closed, Wire, World, eventually, request
 
-HEADER_TIMEOUT, BODY_TIMEOUT, WRITE_TIMEOUT = 2, 3, 3
-SLOW = ["--header-timeout", "2s", "--body-timeout", "3s", "--write-timeout", "3s"]
+HEADER_TIMEOUT, BODY_TIMEOUT, WRITE_TIMEOUT = 2, 2, 3
+SLOW = ["--header-timeout", "2s", "--body-timeout", "2s", "--write-timeout", "3s"]
 CROWD = 1000 if LONG else 150
 
 

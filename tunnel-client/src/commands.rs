@@ -85,9 +85,14 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         let failure = Self::new(7, error.to_string());
-        match std::error::Error::source(&error) {
-            Some(cause) => failure.cause(cause.to_string()),
-            None => failure,
+        match (&error, std::error::Error::source(&error)) {
+            (_, Some(cause)) => {
+                failure.cause(cause.to_string()).next("check the file and its rights:  hookway config path")
+            }
+            (ConfigError::Wrong { .. }, None) => failure
+                .cause("these lines cannot be read as settings")
+                .next("mend them; every long flag is a key:  hookway --help"),
+            (_, None) => failure.cause("HOME is not set").next("set HOME, or name a file:  --config FILE"),
         }
     }
 }

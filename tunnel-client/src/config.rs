@@ -105,19 +105,11 @@ fn read_files(user: &Path, given: &ArgMatches) -> Result<(Vec<OsString>, Files),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_project => continue,
             Err(source) => return Err(ConfigError::File { path: shown, source }),
         };
-        let mut tables = vec!["endpoint"];
-        let mut keys = known.clone();
-        keys.push("target");
-        if is_project {
-            tables.push("token")
-        } else {
-            keys.push("token")
-        }
-        let (settings, mut problems) = settings::read(&text, &keys, &tables);
-        if is_project && text.lines().any(|line| line.trim_start().starts_with("token")) {
-            let line = 1 + text.lines().position(|line| line.trim_start().starts_with("token")).unwrap_or(0);
+        let keys: Vec<&str> = known.iter().copied().chain(["target", "token"]).collect();
+        let (settings, mut problems) = settings::read(&text, &keys, &["endpoint"]);
+        for token in settings.iter().filter(|setting| is_project && setting.key == "token") {
             let message = "a token does not belong in a file that is shared; use:  hookway login RELAY".into();
-            problems.push(Problem { line, message });
+            problems.push(Problem { line: token.line, message });
         }
         match toml::from_str::<Tables>(&text) {
             Ok(tables) => files.endpoints.extend(tables.endpoint),

@@ -102,6 +102,7 @@ impl Output {
                 &json!({"event": "ready", "url": url, "urls": urls, "inspector": null, "transport": transport})
                     .to_string(),
             );
+            self.event(&Event::Up(welcomed.clone()), None);
             return;
         }
         if self.quiet {

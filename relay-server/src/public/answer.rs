@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hookway_protocol::head::Failure;
 use hookway_protocol::id::DeliveryId;
+use hookway_protocol::link::StreamError;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{HeaderName, Response, StatusCode};
 
@@ -113,7 +114,13 @@ impl From<Undelivered> for Answer {
     fn from(error: Undelivered) -> Self {
         let (reason, text) = match error {
             Undelivered::Away => ("away", "nobody is connected for this endpoint just now; try again later"),
-            Undelivered::Lost(_) => ("lost", "the client was lost before it answered; try again later"),
+            Undelivered::Lost(StreamError::Aborted | StreamError::Protocol(_)) => {
+                let text = "the client gave the delivery up before it answered";
+                return Self::new(StatusCode::BAD_GATEWAY, "aborted", text);
+            }
+            Undelivered::Lost(StreamError::Lost(_)) => {
+                ("lost", "the client was lost before it answered; try again later")
+            }
             Undelivered::TimedOut => {
                 return Self::new(StatusCode::GATEWAY_TIMEOUT, "client_timeout", "the client did not answer in time");
             }

@@ -19,9 +19,10 @@ use hyper_util::rt::TokioIo;
 use tokio_util::task::TaskTracker;
 
 use super::answer::Answer;
-use super::inbound::{Inbound, InboundLimits};
+use super::inbound::{Inbound, InboundError, InboundLimits};
 use super::{Config, Sender};
 use crate::delivery::{Body, Delivery, Reply, ReplyBody, Undelivered};
+use crate::limits::Pass;
 use crate::metrics::{self, Metrics, Up};
 use crate::relay;
 use crate::shutdown::Shutdown;
@@ -96,14 +97,15 @@ impl Handler {
                 }
             }
         } else {
-            let body = self.body(request.into_body()).await?;
-            let head = RequestHead { whole: matches!(body, Body::Whole(..)), ..head };
-            self.reply(endpoint, Delivery { head, body, pass }).await?
+            self.reply(endpoint, head, request.into_body(), pass).await?
         };
         self.metrics.first_byte.observe(started.elapsed().as_secs_f64());
         match reply {
             Reply::App(status, headers, body) => {
                 self.metrics.replies.count(status);
+                if let ReplyBody::Whole(Some(bytes)) = &body {
+                    self.metrics.reply_bytes.inc_by(bytes.len() as u64);
+                }
                 let mut response = Response::new(body);
                 *response.status_mut() = status;
                 *response.headers_mut() = headers.into_map();
@@ -113,11 +115,30 @@ impl Handler {
         }
     }
 
-    /// Delivers. A whole delivery is carried out even when the sender hangs up, which drops this future.
-    async fn reply(&self, endpoint: Arc<Endpoint>, delivery: Delivery) -> Result<Reply, Answer> {
-        let whole = delivery.head.whole;
-        let deliver = async move { relay::deliver(&endpoint, delivery).await };
-        Ok(if whole { CarriedOut::new(deliver, &self.shutdown.work).await? } else { deliver.await? })
+    /// Delivers. A body that is announced as small is read whole first, and such a delivery carried out even when the
+    /// sender hangs up, which drops this future; a larger one, or one of unknown length, streams.
+    async fn reply(
+        &self,
+        endpoint: Arc<Endpoint>,
+        head: RequestHead,
+        body: Incoming,
+        pass: Option<Pass>,
+    ) -> Result<Reply, Answer> {
+        let announced = body.size_hint().exact();
+        let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
+        let limits = InboundLimits { max_body, timeout, min_rate };
+        let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone());
+        if announced.is_none_or(|length| length > hookway_protocol::WHOLE_BODY as u64) {
+            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass };
+            return Ok(relay::deliver(&endpoint, delivery).await?);
+        }
+        let deliver = async move {
+            let body = tokio::time::timeout(timeout, collect(inbound)).await;
+            let body = body.unwrap_or(Err(InboundError::TooSlow)).map_err(Undelivered::Body)?;
+            let head = RequestHead { whole: true, ..head };
+            relay::deliver(&endpoint, Delivery { head, body, pass }).await
+        };
+        Ok(CarriedOut::new(deliver, &self.shutdown.work).await?)
     }
 
     fn endpoint(&self, host: &Host<'_>) -> Option<Arc<Endpoint>> {
@@ -127,21 +148,6 @@ impl Handler {
         let default = self.config.default_endpoint.as_ref()?;
         let own = *host == self.domain || matches!(host.as_str(), "127.0.0.1" | "[::1]" | "localhost");
         own.then(|| self.registry.find(default.as_str())).flatten()
-    }
-
-    /// The body whole, when it is announced as small or has come already; as a stream else.
-    async fn body(&self, body: Incoming) -> Result<Body, Answer> {
-        let announced = body.size_hint().exact();
-        let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
-        let limits = InboundLimits { max_body, timeout, min_rate };
-        let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone());
-        match announced {
-            Some(length) if length <= hookway_protocol::WHOLE_BODY as u64 => {
-                let collected = tokio::time::timeout(timeout, collect(inbound)).await;
-                collected.map_err(|_| Answer::from(super::InboundError::TooSlow))?.map_err(Answer::from)
-            }
-            _ => Ok(Body::Stream(Some(inbound))),
-        }
     }
 
     fn to_https(&self, host: &Host<'_>, request: &Request<Incoming>) -> Answer {

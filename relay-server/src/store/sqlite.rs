@@ -23,6 +23,7 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE endpoint (
         name TEXT PRIMARY KEY, owner TEXT NOT NULL, created_at TEXT NOT NULL, last_seen_at TEXT NOT NULL
     ) STRICT;
+    CREATE TABLE reset_key (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL) STRICT;
 "];
 /// Calls that wait for the thread; more callers wait to be among them.
 const MAX_WAITING: usize = 256;
@@ -93,6 +94,12 @@ fn prepare(db: &mut Connection) -> Result<(), StoreError> {
 
 pub(super) fn version(db: &mut Connection) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, "data_version", |row| row.get(0))
+}
+
+/// The key of the first run, which is this one when there is none yet.
+pub(super) fn kept_key(db: &mut Connection, fresh: &[u8; 32]) -> rusqlite::Result<[u8; 32]> {
+    db.execute("INSERT INTO reset_key VALUES (1, ?) ON CONFLICT DO NOTHING", [fresh])?;
+    db.query_row("SELECT key FROM reset_key", [], |row| row.get(0))
 }
 
 pub(super) fn insert_token(db: &mut Connection, row: &TokenRow) -> rusqlite::Result<()> {

@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{self, Link, LinkError, Side, StreamError};
 use hookway_protocol::message::{ClientMessage, FromClient, FromRelay, GoAway, Pong, RelayMessage};
@@ -41,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
     pub(crate) urls: Urls,
+    /// Kept over restarts.
+    pub(crate) reset_key: [u8; 32],
 }
 
 impl Tunnel {
@@ -57,8 +60,10 @@ impl Tunnel {
         // Packets of connections not yet accepted; a client says little before it is.
         server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(16 << 20);
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)?;
-        let Parts { store, registry, metrics, shutdown, urls } = parts;
+        // With the key of the run before, clients of that run learn at once that it is over (RFC 9000 §10.3).
+        let reset = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &parts.reset_key)));
+        let endpoint = quinn::Endpoint::new(reset, Some(server), socket, runtime)?;
+        let Parts { store, registry, metrics, shutdown, urls, .. } = parts;
         Ok(Arc::new(Self {
             endpoint,
             config,
@@ -132,8 +137,10 @@ impl Tunnel {
         let welcome = self.doorkeeper.welcome(&admitted, &id);
         let (messages, outgoing) = mpsc::channel(MAX_MESSAGES);
         let uploads = self.shutdown.work.clone();
+        let reply_bytes = self.doorkeeper.metrics.reply_bytes.clone();
         let grant = admitted.grant.clone();
-        let session = Session::new(id.clone(), grant, link.clone(), messages, uploads, self.config.reply_timeout);
+        let session =
+            Session::new(id.clone(), grant, link.clone(), messages, uploads, self.config.reply_timeout, reply_bytes);
         let _up = Up::new(&self.doorkeeper.metrics.sessions);
         let registry = &self.doorkeeper.registry;
         let claims: Vec<Claim> = admitted.names.iter().filter_map(|name| registry.claim(name, &session)).collect();
@@ -144,13 +151,12 @@ impl Tunnel {
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
         tracing::info!(remote = %link.remote(), endpoints = names.join(" "), "client connected");
         self.sessions().insert(id.clone(), session.clone());
-        let end = self.talk(control, &session, outgoing).await;
+        let end = self.talk(control, &session, claims, outgoing).await;
         self.sessions().remove(&id);
         if matches!(end, LinkError::TimedOut | LinkError::Broken(_)) {
             self.doorkeeper.metrics.links_lost.inc();
         }
         tracing::info!(reason = %end, "client gone");
-        drop(claims);
     }
 
     /// Writes and answers control messages until the link is gone.
@@ -158,19 +164,28 @@ impl Tunnel {
         &self,
         control: link::Control,
         session: &Arc<Session>,
+        mut claims: Vec<Claim>,
         mut outgoing: mpsc::Receiver<RelayMessage>,
     ) -> LinkError {
         let link::Control { mut sender, mut receiver } = control;
-        let mut told = false;
+        let (mut told, mut leaving) = (false, false);
         loop {
             let message = tokio::select! {
                 end = session.link.closed() => return end,
-                received = receiver.receive::<FromClient>() => match received {
+                received = receiver.receive::<FromClient>(), if !leaving => match received {
                     Ok(Some(FromClient { message: Some(ClientMessage::Ping(ping)) })) => {
                         Some(RelayMessage::Pong(Pong { number: ping.number }))
                     }
                     Ok(Some(_)) => None,
-                    Ok(None) | Err(_) => {
+                    // It is leaving: it finishes what it has and gets nothing more.
+                    Ok(None) => {
+                        leaving = true;
+                        for claim in claims.drain(..) {
+                            session.released(&claim.endpoint.name, "the client is leaving");
+                        }
+                        None
+                    }
+                    Err(_) => {
                         session.link.close("the control stream has ended");
                         None
                     }

@@ -15,6 +15,7 @@ use hookway_protocol::link::{Link, Sender, Stream, StreamError};
 use hookway_protocol::message::{RelayMessage, Released};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
@@ -41,6 +42,7 @@ pub(crate) struct Session {
     /// Uploads that go on while the reply is passed back.
     uploads: TaskTracker,
     reply_timeout: Duration,
+    reply_bytes: Counter,
 }
 
 impl Session {
@@ -51,8 +53,9 @@ impl Session {
         messages: mpsc::Sender<RelayMessage>,
         uploads: TaskTracker,
         reply_timeout: Duration,
+        reply_bytes: Counter,
     ) -> Arc<Self> {
-        Arc::new(Self { id, grant, link, idle: Mutex::default(), messages, uploads, reply_timeout })
+        Arc::new(Self { id, grant, link, idle: Mutex::default(), messages, uploads, reply_timeout, reply_bytes })
     }
 
     /// Tells the client that it no longer serves an endpoint.
@@ -310,7 +313,10 @@ impl ReplyStream {
             (None, None) => return Poll::Ready(None),
         };
         Poll::Ready(match frame {
-            Ok(Some(Frame::Data(data))) => Some(Ok(http_body::Frame::data(data))),
+            Ok(Some(Frame::Data(data))) => {
+                self.session.reply_bytes.inc_by(data.len() as u64);
+                Some(Ok(http_body::Frame::data(data)))
+            }
             Ok(Some(Frame::Trailers(bytes))) => Some(
                 head::decode_trailers(bytes)
                     .map(|trailers| http_body::Frame::trailers(trailers.into_map()))

@@ -94,7 +94,9 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
         () = stop.wait() => return Ok(ExitCode::from(130)),
     }
     if watch.fail && failed {
-        return Err(Failure::new(6, "the local app failed a delivery").next("look at the lines above"));
+        return Err(Failure::new(6, "the local app failed a delivery")
+            .cause("it answered 400 or above, or not at all")
+            .next("see its line above; without --fail this is no error"));
     }
     Ok(ExitCode::SUCCESS)
 }

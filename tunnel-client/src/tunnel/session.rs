@@ -29,8 +29,8 @@ use crate::forwarder::{Failed, Forwarder, OutBody, Streaming};
 /// The relay must answer a hello, and a ping after a clock jump, within this time.
 const ANSWER_IN: Duration = Duration::from_secs(5);
 const PONG_IN: Duration = Duration::from_secs(2);
-/// What is in flight may take this long when the client stops.
-const GRACE: Duration = Duration::from_secs(10);
+/// The relay must take back a leaving client's endpoints within this time.
+const RELEASED_IN: Duration = Duration::from_secs(2);
 /// A write of the reply's frames gathers up to this much.
 const GATHER: usize = 64 << 10;
 
@@ -120,16 +120,20 @@ impl Session {
                 }
             }
         };
-        let control = talk(control, endpoints, &exchanges.events);
+        let released = CancellationToken::new();
+        let control = talk(control, endpoints, &exchanges.events, stop, &released);
+        let finish = async {
+            stop.cancelled().await;
+            // First nothing new comes, then what is in flight is finished.
+            let _ = tokio::time::timeout(RELEASED_IN, released.cancelled()).await;
+            exchanges.busy.close();
+            let grace = exchanges.forwarder.settings.timeout + RELEASED_IN;
+            let _ = tokio::time::timeout(grace, exchanges.busy.wait()).await;
+        };
         let end = tokio::select! {
             error = accept => lost(&error),
             end = control => end,
-            () = stop.cancelled() => {
-                exchanges.busy.close();
-                // Cut after that; the relay tells the senders.
-                let _ = tokio::time::timeout(GRACE, exchanges.busy.wait()).await;
-                End::Stopped
-            }
+            () = finish => End::Stopped,
         };
         drop(open);
         tasks.close();
@@ -157,18 +161,35 @@ async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessag
     Ok((control, answer.ok_or(StreamError::Aborted)?))
 }
 
-/// Follows the control stream; after a clock jump, asks whether the relay still knows us.
-async fn talk(control: Control, mut endpoints: Vec<String>, events: &mpsc::Sender<Event>) -> End {
+/// Follows the control stream until the link is gone, leaving the endpoints at `stop`; after a clock jump, asks whether the relay still knows us.
+async fn talk(
+    control: Control,
+    mut endpoints: Vec<String>,
+    events: &mpsc::Sender<Event>,
+    stop: &CancellationToken,
+    left: &CancellationToken,
+) -> End {
     let Control { mut sender, mut receiver } = control;
     let mut clock = Clock::new();
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     let mut pinged: Option<Instant> = None;
+    let mut leaving = false;
     loop {
+        if leaving && endpoints.is_empty() {
+            left.cancel();
+        }
         tokio::select! {
+            () = stop.cancelled(), if !leaving => {
+                leaving = true;
+                sender.leave();
+            }
             message = receiver.receive::<FromRelay>() => match message {
                 Ok(Some(FromRelay { message: Some(RelayMessage::Released(released)) })) => {
                     let before = endpoints.len();
                     endpoints.retain(|name| *name != released.endpoint);
+                    if leaving {
+                        continue;
+                    }
                     if endpoints.is_empty() && before > 0 {
                         return End::TakenOver(format!("`{}`: {}", released.endpoint, released.reason));
                     }
@@ -186,7 +207,7 @@ async fn talk(control: Control, mut endpoints: Vec<String>, events: &mpsc::Sende
                 if pinged.is_some_and(|at| at.elapsed() > PONG_IN) {
                     return End::Lost("the relay did not answer after the clock had jumped".into());
                 }
-                if clock.jumped() {
+                if clock.jumped() && !leaving {
                     pinged = Some(Instant::now());
                     if sender.send(&FromClient::from(ClientMessage::Ping(Ping { number: 1 }))).await.is_err() {
                         return End::Lost("the relay cannot be reached".into());
