@@ -3,16 +3,26 @@
 mod answer;
 mod handler;
 mod inbound;
+mod linger;
 mod paced;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use hookway_protocol::WHOLE_BODY;
 use hookway_protocol::host::{EndpointName, Host};
+use hookway_protocol::link::StreamError;
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -23,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 pub(crate) use handler::Handler;
 pub(crate) use inbound::{Inbound, InboundError};
 
+use crate::delivery::ReplyBody;
 use crate::limits::{Counter, PerAddress};
 use crate::metrics::{self, Metrics, Up};
 use crate::shutdown::Shutdown;
@@ -93,6 +104,21 @@ pub(crate) struct Sender {
     tls: Option<Option<Host<'static>>>,
     /// Requests being answered on this connection.
     busy: AtomicUsize,
+    /// Those of them whose answer does not depend on what more the sender says.
+    owed: AtomicUsize,
+    /// Told when the last of those is answered.
+    answered: AtomicWaker,
+}
+
+impl Sender {
+    fn new(ip: IpAddr, tls: Option<Option<Host<'static>>>) -> Arc<Self> {
+        let (busy, owed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { ip, tls, busy, owed, answered: AtomicWaker::new() })
+    }
+
+    fn is_owed_an_answer(&self) -> bool {
+        self.owed.load(Ordering::Acquire) > 0
+    }
 }
 
 /// Takes connections of senders.
@@ -146,7 +172,7 @@ impl Public {
             let _ = stream.set_nodelay(true);
             let stream = paced::Paced::new(stream, public.config.write_timeout);
             let Some(tls) = tls else {
-                return public.serve(stream, Sender { ip, tls: None, busy: AtomicUsize::new(0) }).await;
+                return public.serve(stream, Sender::new(ip, None)).await;
             };
             let handshake = tokio::time::timeout(public.config.header_timeout, tls.accept(stream));
             let stopped = public.shutdown.stop_accepting.cancelled();
@@ -158,7 +184,7 @@ impl Public {
                 Ok(Ok(stream)) => {
                     let name = stream.get_ref().1.server_name();
                     let name = name.and_then(|name| Some(Host::parse(name).ok()?.into_owned()));
-                    public.serve(stream, Sender { ip, tls: Some(name), busy: AtomicUsize::new(0) }).await;
+                    public.serve(stream, Sender::new(ip, Some(name))).await;
                 }
                 Ok(Err(error)) => {
                     metrics::count(&public.metrics.connections_refused, "tls");
@@ -170,19 +196,21 @@ impl Public {
     }
 
     /// Answers the requests of one connection.
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sender: Sender) {
-        let sender = Arc::new(sender);
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sender: Arc<Sender>) {
         let service = service_fn({
             let (handler, sender) = (self.handler.clone(), sender.clone());
-            move |request| {
+            move |request: Request<Incoming>| {
                 let (handler, sender) = (handler.clone(), sender.clone());
+                // From now on, not from when it is first polled: the end of stream may be read before that.
+                let busy = Busy::new(&sender, &request);
                 async move {
-                    let _busy = Busy::new(&sender);
-                    Ok::<_, std::convert::Infallible>(handler.answer(&sender, request).await)
+                    let response = handler.answer(&sender, request).await;
+                    Ok::<_, Infallible>(response.map(|body| Answering { body, _busy: busy }))
                 }
             }
         });
         let server = self.http();
+        let stream = linger::Linger::new(stream, sender.clone(), self.config.header_timeout);
         let mut connection = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let mut leaving = false;
         loop {
@@ -214,8 +242,6 @@ impl Public {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.config.header_timeout)
-            // A sender that has said all may close its side before it has the answer.
-            .half_close(true)
             .max_buf_size(self.config.max_head.max(8192));
         server
             .http2()
@@ -232,19 +258,52 @@ impl Public {
     }
 }
 
-/// Marks a connection busy while a request is being answered.
-struct Busy(Arc<Sender>);
+/// Marks a connection busy until a request is answered.
+#[derive(Debug)]
+struct Busy {
+    sender: Arc<Sender>,
+    owed: bool,
+}
 
 impl Busy {
-    fn new(sender: &Arc<Sender>) -> Self {
+    fn new(sender: &Arc<Sender>, request: &Request<Incoming>) -> Self {
+        let owed = request.body().size_hint().exact().is_some_and(|length| length <= WHOLE_BODY as u64);
         sender.busy.fetch_add(1, Ordering::Relaxed);
-        Self(sender.clone())
+        sender.owed.fetch_add(owed.into(), Ordering::Release);
+        Self { sender: sender.clone(), owed }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.sender.busy.fetch_sub(1, Ordering::Relaxed);
+        if self.owed && self.sender.owed.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.sender.answered.wake();
+        }
+    }
+}
+
+/// The body of an answer; its connection is busy until it has been sent.
+#[derive(Debug)]
+struct Answering {
+    body: ReplyBody,
+    _busy: Busy,
+}
+
+impl Body for Answering {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

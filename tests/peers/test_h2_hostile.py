@@ -73,8 +73,9 @@ class Frames:
 
     def block(self, fields):
         """A field block with nothing checked."""
-        text = lambda value: value if isinstance(value, bytes) else value.encode("latin-1")  # noqa: E731
-        return self.encoder.encode([(text(name), text(value)) for name, value in fields])
+        pairs = [tuple(part if isinstance(part, bytes) else part.encode("latin-1") for part in pair) for pair in fields]
+        small = sum(len(value) for _, value in pairs) < 4096  # Huffman in Python is slow
+        return self.encoder.encode(pairs, huffman=small)
 
     def headers(self, stream, fields, end=True, flags=("END_HEADERS",)):
         flags = [*flags, "END_STREAM"] if end else list(flags)

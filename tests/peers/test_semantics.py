@@ -322,7 +322,9 @@ def test_a_whole_delivery_is_carried_out_when_the_sender_hangs_up(world):
         assert [len(seen.body) for seen in app.seen] == [100_000]
 
 
-@pytest.mark.parametrize("size", [10, 20_000, 500_000])
+# Not more than arrives at once: TLS tickets that meet a closed socket are answered by a reset, which drops what is
+# still on its way before the relay can read it.
+@pytest.mark.parametrize("size", [10, 20_000])
 def test_a_sender_that_leaves_after_its_last_byte_is_delivered(world, size):
     """Fire and forget: the body and the end of the connection reach the relay together."""
     app = world.app()

@@ -169,7 +169,10 @@ def test_an_idle_kept_connection_is_closed(slow):
         all_end(made, b"", HEADER_TIMEOUT + 3)
 
 
-@pytest.mark.parametrize("framing", ["length", "chunked"])
+CONVERSATION = pytest.mark.xfail(reason="a body of unannounced length may be a conversation: it has no least rate", strict=True)
+
+
+@pytest.mark.parametrize("framing", ["length", pytest.param("chunked", marks=CONVERSATION)])
 def test_slow_bodies_are_closed(slow, framing):
     """A byte of the body now and then: 408 or closed within the body's time and 2 s, and the app sees no whole request."""
     slow.slow_app.clear()
@@ -190,6 +193,7 @@ def test_a_large_body_below_the_least_rate_is_closed(slow):
     assert not slow.slow_app.at("/slow")
 
 
+@CONVERSATION
 def test_slow_http2_bodies_are_ended(slow):
     slow.slow_app.clear()
     with GoodSender(slow), h2(slow) as sender:
@@ -406,18 +410,18 @@ def served_again(world):
 
 @pytest.fixture(scope="module")
 def small():
-    with World("--max-body", "64KiB") as world:
+    with World("--max-body", "32KiB") as world:
         app = world.app()
         world.client(app)
         world.small_app = app
         yield world
 
 
-@pytest.mark.parametrize("size", [64 * 1024 + 1, 1 << 20, 1 << 40])
+@pytest.mark.parametrize("size", [32 * 1024 + 1, 1 << 20, 1 << 40])
 def test_a_body_announced_too_large_is_413_before_it_is_read(small, size):
     with small.wire() as wire:
         reply = wire.ask(request("POST", "/x", headers=[("Content-Length", str(size))]))
-        assert reply.status == 413 and b"65536" in reply.body
+        assert reply.status == 413 and b"32768" in reply.body
         assert wire.ended()
     assert not small.small_app.at("/x")
 
@@ -427,7 +431,7 @@ def test_a_body_found_too_large_is_413(small, protocol):
     if protocol == "h2":
         with h2(small) as sender:
             stream = sender.stream()
-            sender.write(sender.headers(stream, request_fields("POST", "/x"), end=False), *[DataFrame(stream, b"x" * 12000)] * 5)
+            sender.write(sender.headers(stream, request_fields("POST", "/x"), end=False), *[DataFrame(stream, b"x" * 12000)] * 2)
             sender.write(DataFrame(stream, b"x" * 12000))
             assert sender.outcome(stream).status == 413
     else:
@@ -440,7 +444,7 @@ def test_a_body_found_too_large_is_413(small, protocol):
 
 
 def test_a_body_of_just_the_limit_passes(small):
-    assert small.post("/fits", b"x" * 65536).json()["length"] == 65536
+    assert small.post("/fits", b"x" * 32768).json()["length"] == 32768
 
 
 def test_too_many_a_second_are_429_with_a_time_to_come_back(new_world):
