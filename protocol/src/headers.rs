@@ -112,7 +112,20 @@ pub fn allowed_in_trailers(name: &HeaderName) -> bool {
         header::CONTENT_ENCODING,
         header::CONTENT_RANGE,
     ];
-    !hop_by_hop(name) && !NEVER.contains(name)
+    !hop_by_hop(name) && !NEVER.contains(name) && !is_of_the_relay(name)
+}
+
+/// Whether a field is one that only a relay may set. Underscores are hyphens to many an app.
+#[must_use]
+pub fn is_of_the_relay(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let same = |own: &str| name.len() == own.len() && starts_like(name, own);
+    starts_like(name, "x-forwarded-") || starts_like(name, "hookway-") || same("forwarded") || same("x-real-ip")
+}
+
+fn starts_like(name: &str, start: &str) -> bool {
+    let hyphen = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() >= start.len() && name.bytes().zip(start.bytes()).all(|(a, b)| hyphen(a) == b)
 }
 
 #[cfg(test)]

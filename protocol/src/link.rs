@@ -23,10 +23,11 @@ pub const ALPN: &[u8] = b"hookway/1";
 pub const DEAD_AFTER: Duration = Duration::from_secs(4);
 /// Each side says something at least this often.
 const KEEP_ALIVE: Duration = Duration::from_millis(1500);
-/// What one stream may have on its way: at 40 ms round trip, 50 MB/s.
-const STREAM_WINDOW: u32 = 2 << 20;
-/// What one connection may have on its way. Times the number of sessions this bounds a side's memory.
-const LINK_WINDOW: u32 = 8 << 20;
+/// What one stream may have on its way: at 40 ms round trip, 13 MB/s.
+const STREAM_WINDOW: u32 = 512 << 10;
+/// What one connection may have on its way: so many streams that nobody reads do not stop the others. Times the
+/// number of sessions this bounds a side's memory.
+const LINK_WINDOW: u32 = 32 << 20;
 /// Streams a client allows at first; a connection's idle memory follows this number.
 pub const FIRST_STREAMS: u32 = 16;
 /// A read takes at least and at most this much room; it grows while reads fill it.
@@ -347,11 +348,15 @@ impl Receiver {
         Poll::Ready(Ok(count))
     }
 
-    /// Gives memory back that only an idle stream would hold.
-    pub fn rest(&mut self) {
-        if self.buffer.is_empty() {
+    /// Gives memory back that only an idle stream would hold. `false` when something was sent after `END`: the
+    /// stream must not carry another exchange then.
+    #[must_use]
+    pub fn rest(&mut self) -> bool {
+        let clean = self.buffer.is_empty();
+        if clean {
             self.buffer = BytesMut::new();
         }
+        clean
     }
 }
 

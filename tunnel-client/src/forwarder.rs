@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::head::{Failure, RequestHead};
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRAILER, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -125,6 +125,13 @@ impl Forwarder {
         }?;
         *request.method_mut() = head.method;
         let mut headers = head.headers.into_map();
+        if let OutBody::Whole(_, Some(trailers)) = request.body()
+            && !headers.contains_key(TRAILER)
+        {
+            // What is not announced is not sent.
+            let names: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+            headers.insert(TRAILER, names.join(", ").try_into().ok()?);
+        }
         let mut insert = |name: &'static str, value: String| {
             if let Ok(value) = HeaderValue::try_from(value) {
                 headers.insert(HeaderName::from_static(name), value);

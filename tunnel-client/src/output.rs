@@ -67,6 +67,18 @@ impl Output {
         self.json
     }
 
+    /// A result in JSON. A terminal may take the C1 controls, which JSON lets through, for commands.
+    pub(crate) fn json_line(self, value: &serde_json::Value) {
+        let mut text = String::new();
+        for c in value.to_string().chars() {
+            match c {
+                '\u{7f}'..='\u{9f}' => drop(write!(text, "\\u{:04x}", u32::from(c))),
+                c => text.push(c),
+            }
+        }
+        self.line(&text);
+    }
+
     /// A result.
     pub(crate) fn line(self, text: &str) {
         // Nobody reads any more: there is nobody to tell.
@@ -132,7 +144,7 @@ impl Output {
     pub(crate) fn event(self, event: &Event, filter: Option<&Filter>) {
         match event {
             Event::Delivered(delivered) if filter.is_some_and(|filter| !filter.matches(delivered)) => {}
-            Event::Delivered(delivered) if self.json => self.line(&delivery_json(delivered).to_string()),
+            Event::Delivered(delivered) if self.json => self.json_line(&delivery_json(delivered)),
             Event::Delivered(delivered) if !self.quiet => {
                 let now = jiff::Zoned::now();
                 self.line(&self.delivery_line(&now.strftime("%H:%M:%S%.3f").to_string(), delivered));

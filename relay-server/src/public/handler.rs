@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
-use hookway_protocol::head::RequestHead;
-use hookway_protocol::headers::Headers;
+use hookway_protocol::head::{Failure, RequestHead};
+use hookway_protocol::headers::{Headers, is_of_the_relay};
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::id::DeliveryId;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -67,7 +67,9 @@ impl Handler {
             return Err(Answer::misdirected());
         }
         if sender.tls.is_none() && !self.config.http_serve {
-            return Err(self.to_https(&host, &request));
+            // Only to names that are ours: a redirect to anywhere is a phisher's tool.
+            let ours = host == self.domain || host.below(&self.domain).is_some();
+            return Err(if ours { self.to_https(&host, &request) } else { Answer::unknown_endpoint() });
         }
         let endpoint = self.endpoint(&host).ok_or_else(Answer::unknown_endpoint)?;
         let limit = self.config.max_body;
@@ -76,6 +78,7 @@ impl Handler {
         }
         let mut pass = Some(endpoint.enter()?);
         let upgrade = upgrade(&request);
+        let to_head = request.method() == Method::HEAD;
         let head = head(sender, id, &endpoint.name, &request, upgrade.clone())?;
         let _in_flight = Up::new(&self.metrics.in_flight);
         let reply = if upgrade.is_some() {
@@ -106,9 +109,11 @@ impl Handler {
                 if let ReplyBody::Whole(Some(bytes)) = &body {
                     self.metrics.reply_bytes.inc_by(bytes.len() as u64);
                 }
+                let headers = outgoing(status, headers, &body, to_head)
+                    .ok_or_else(|| Answer::failed(Failure::BadAnswer, "the client's answer is not HTTP".to_owned()))?;
                 let mut response = Response::new(body);
                 *response.status_mut() = status;
-                *response.headers_mut() = headers.into_map();
+                *response.headers_mut() = headers;
                 Ok(response)
             }
             Reply::Failed(failure, message) => Err(Answer::failed(failure, message)),
@@ -168,8 +173,14 @@ fn host(request: &Request<Incoming>) -> Result<Host<'_>, Answer> {
     {
         return Err(Answer::malformed("the only transfer encoding taken is chunked"));
     }
-    if request.version() < Version::HTTP_2 && request.method() == Method::CONNECT {
+    if request.method() == Method::CONNECT {
         return Err(Answer::malformed("this is no proxy"));
+    }
+    if request.uri().scheme().is_none() && request.uri().authority().is_some() {
+        return Err(Answer::malformed("the target is no path"));
+    }
+    if headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 || !headers.iter().all(is_a_field) {
+        return Err(Answer::malformed("a header field is broken"));
     }
     let mut named = headers.get_all(header::HOST).iter();
     let (field, more) = (named.next(), named.next());
@@ -186,6 +197,39 @@ fn host(request: &Request<Incoming>) -> Result<Host<'_>, Answer> {
         (None, Some(field)) => Ok(field),
         _ => Err(Answer::malformed("the Host is missing")),
     }
+}
+
+/// Whether a field is one by RFC 9110 §5; HTTP/2 lets more through.
+fn is_a_field((name, value): (&HeaderName, &HeaderValue)) -> bool {
+    let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    name.iter().all(token) && !blank(value.first()) && !blank(value.last())
+}
+
+/// The fields of an app's answer as they may go out: what a client says of framing is checked, for it may be hostile.
+fn outgoing(status: StatusCode, headers: Headers, body: &ReplyBody, to_head: bool) -> Option<HeaderMap> {
+    if status.is_informational() {
+        return None;
+    }
+    let map = headers.into_map();
+    let mut map = Headers::end_to_end(&map, None, |_| true).into_map();
+    let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next().map(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match (length, lengths.next(), body) {
+        (None, ..) => {}
+        (Some(Some(length)), None, ReplyBody::Whole(bytes)) => {
+            let sent = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            let bodiless = to_head || status == StatusCode::NOT_MODIFIED;
+            if length != sent && !(bodiless && sent == 0) {
+                return None;
+            }
+        }
+        (Some(Some(_)), None, ReplyBody::Stream(_)) => {}
+        // Two lengths, or none at all: the body's own end says where it ends.
+        _ => drop(map.remove(header::CONTENT_LENGTH)),
+    }
+    Some(map)
 }
 
 /// What the client is told of the request.
@@ -227,7 +271,8 @@ fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
         Some(host) => (Some(host.clone()), None),
         None => (authority(), authority()),
     };
-    let mut headers = Headers::end_to_end(fields, missing.map(|host| (header::HOST, host)), |name| !is_ours(name));
+    let mut headers =
+        Headers::end_to_end(fields, missing.map(|host| (header::HOST, host)), |name| !is_of_the_relay(name));
     if request.headers().get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.push(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -252,12 +297,6 @@ fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
     headers
 }
 
-/// Whether a field is one that only the relay may set. Underscores are hyphens to many an app.
-fn is_ours(name: &HeaderName) -> bool {
-    let name = name.as_str().replace('_', "-");
-    name.starts_with("x-forwarded-") || name.starts_with("hookway-") || name == "forwarded" || name == "x-real-ip"
-}
-
 /// The protocol that an HTTP/1.1 request asks to upgrade to (RFC 9110 §7.8).
 fn upgrade(request: &Request<Incoming>) -> Option<String> {
     let headers = request.headers();
@@ -275,7 +314,7 @@ fn upgrade(request: &Request<Incoming>) -> Option<String> {
 fn switching(status: StatusCode, headers: Headers, protocol: &str) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::Whole(None));
     *response.status_mut() = status;
-    *response.headers_mut() = headers.into_map();
+    *response.headers_mut() = Headers::end_to_end(&headers.into_map(), None, |_| true).into_map();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     if let Ok(protocol) = HeaderValue::from_str(protocol) {
         response.headers_mut().insert(header::UPGRADE, protocol);

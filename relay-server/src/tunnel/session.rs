@@ -187,7 +187,9 @@ impl Session {
 
     /// Keeps a stream whose exchange has ended cleanly on both sides.
     fn keep(&self, mut stream: Stream) {
-        stream.receiver.rest();
+        if !stream.receiver.rest() {
+            return;
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MAX_IDLE_STREAMS {
             idle.push(stream);

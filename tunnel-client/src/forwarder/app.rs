@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hookway_protocol::head::Failure;
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -60,6 +61,12 @@ impl App {
             return self.send_h2(request, wait).await;
         }
         *request.version_mut() = http::Version::HTTP_11;
+        let upgrade = request.headers().contains_key(http::header::UPGRADE);
+        if request.body().size_hint().exact().is_none() && !request.headers().contains_key(http::header::CONTENT_LENGTH)
+        {
+            // Said here, or the body of a GET would be left out.
+            request.headers_mut().insert(http::header::TRANSFER_ENCODING, http::HeaderValue::from_static("chunked"));
+        }
         if request.headers().contains_key(http::header::TE) && !request.headers().contains_key(http::header::CONNECTION)
         {
             request.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("te"));
@@ -74,7 +81,7 @@ impl App {
             match connection.try_send_request(request).await {
                 Ok(response) => {
                     self.keep(connection);
-                    return Ok(response);
+                    return self.usable(response, upgrade);
                 }
                 Err(mut error) => match error.take_message() {
                     Some(again) if reused => request = again,
@@ -164,6 +171,19 @@ impl App {
         let name = ServerName::try_from(self.target.host().to_owned()).map_err(io::Error::other)?;
         let connector = TlsConnector::from(Arc::new(crate::tunnel::app_tls(self.target.is_local(), alpn)?));
         Ok(Box::new(connector.connect(name, tcp).await?))
+    }
+
+    /// The answer, unless two readers could take it differently: an encoding that nobody undid, or a protocol that
+    /// nobody asked for (RFC 9112 §6.1, RFC 9110 §15.2.2).
+    fn usable(&self, response: Response<Incoming>, upgrade: bool) -> Result<Response<Incoming>, Failed> {
+        let mut encodings = response.headers().get_all(http::header::TRANSFER_ENCODING).iter();
+        let chunked = encodings.next().is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        let switched = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+        if chunked && encodings.next().is_none() && (upgrade || !switched) {
+            return Ok(response);
+        }
+        let message = format!("the local app at {} answered what HTTP does not allow", self.target);
+        Err(Failed { failure: Failure::BadAnswer, short: "bad answer".into(), message })
     }
 
     /// Says that the app is there or not, when that is news.

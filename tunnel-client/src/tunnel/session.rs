@@ -245,7 +245,8 @@ impl Exchanges {
         tasks.spawn(async move {
             let mut stream = Some(stream);
             while let Some(mut open) = stream.take() {
-                open.receiver.rest();
+                // The next request may be there already.
+                let _ = open.receiver.rest();
                 let Ok(Some(Frame::Head(bytes))) = open.receiver.frame().await else { break };
                 let Ok(head) = RequestHead::decode(bytes) else { break };
                 let _busy = self.busy.token();
@@ -285,11 +286,11 @@ impl Exchanges {
         let reply = self.answer(head, body, counted.load(Ordering::Relaxed), whole.is_some(), &sender).await?;
         let mut joined = None;
         let sent = match reply {
-            Ok(mut response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Ok(mut response) if upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 delivered.outcome = Outcome::Answered(response.status());
                 let switched = hyper::upgrade::on(&mut response);
                 let sent = send_head(&mut sender, &app_head(&response)).await;
-                if let (Ok(()), Some(receiver), true) = (&sent, upgraded, upgrade) {
+                if let (Ok(()), Some(receiver)) = (&sent, upgraded) {
                     joined = Some((switched, receiver));
                     Ok(true)
                 } else {
@@ -325,7 +326,7 @@ impl Exchanges {
             return None;
         }
         match (sent, whole) {
-            (Ok(true), Some(receiver)) => Some(Stream { sender, receiver }),
+            (Ok(_), Some(receiver)) => Some(Stream { sender, receiver }),
             // Without END before it, the end is an abort that does not overtake what was sent, as a reset would.
             (_, _) => {
                 sender.finish();
