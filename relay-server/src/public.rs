@@ -217,7 +217,7 @@ impl Public {
             tokio::select! {
                 end = connection.as_mut() => {
                     if let Err(error) = end {
-                        tracing::debug!(ip = %sender.ip, %error, "connection ended");
+                        tracing::debug!(ip = %sender.ip, ?error, "connection ended");
                     }
                     return;
                 }

@@ -15,12 +15,14 @@ const MAX_ATTEMPTS: u32 = 3;
 /// A live session forwards it. When the session is lost before it answered, a whole delivery goes to the session
 /// that has taken the endpoint over, marked as a possible duplicate; one that streamed cannot be sent again.
 pub(crate) async fn deliver(endpoint: &Arc<Endpoint>, mut delivery: Delivery) -> Result<Reply, Undelivered> {
+    let mut lost = None;
     loop {
-        let session = endpoint.session().ok_or(Undelivered::Away)?;
+        let session = endpoint.session().ok_or_else(|| lost.take().unwrap_or(Undelivered::Away))?;
         match session.forward(&delivery.head, &mut delivery.body, &mut delivery.pass).await {
             Err(Undelivered::Lost(error @ StreamError::Lost(_))) if again(&delivery) => {
                 tracing::debug!(delivery = %delivery.head.id, %error, "trying the delivery over the next session");
                 endpoint.left(&session);
+                lost = Some(Undelivered::Lost(error));
                 delivery.head.attempt += 1;
                 delivery.head.possible_duplicate = true;
             }

@@ -353,6 +353,8 @@ def test_many_at_once(world, app, h2):
     """200 requests from 20 threads over one client: each gets its own answer."""
     failures = queue.Queue()
     with httpx_client(world, h2) as client:
+        # One connection first: httpx closes those it made too many of under its own threads, with nginx as well.
+        client.post(world.url("/n/first"), content="200")
 
         def some(first):
             for n in range(first, first + 10):
@@ -367,7 +369,7 @@ def test_many_at_once(world, app, h2):
         for thread in threads:
             thread.join()
     assert failures.empty(), failures.get()
-    assert sorted(int(seen.body) for seen in app.seen) == list(range(200))
+    assert sorted(int(seen.body) for seen in app.seen) == list(range(201))
 
 
 # ── Node's clients ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ use crate::tunnel::RelayAddress;
 
 /// Receive webhooks on your own machine: `hookway 3000` puts what is sent to a public URL to port 3000.
 #[derive(Debug, Parser)]
-#[command(name = "hookway", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(name = "hookway", version, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,

@@ -42,8 +42,8 @@ pub(crate) enum ConfigError {
 pub(crate) struct Files {
     /// The endpoints of the project's file, with targets of their own.
     pub(crate) endpoints: Vec<ProjectEndpoint>,
-    /// The token that `hookway login` kept.
-    pub(crate) token: Option<String>,
+    /// The relay and the token that `hookway login` kept. The token goes to that relay only, whatever a project says.
+    pub(crate) login: Option<(String, String)>,
 }
 
 /// An `[[endpoint]]` of the project's file.
@@ -71,11 +71,14 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
     let matches = command.clone().try_get_matches_from(&args)?;
     let cli = Cli::from_arg_matches(&matches)?;
     let user = cli.global.config.as_ref().map_or_else(user_file, |path| Ok(path.clone()));
-    let (more, files) = match user.and_then(|user| read_files(&user, &matches)) {
-        Ok(read) => read,
-        Err(ConfigError::NoHome) => Default::default(),
-        Err(error) => return Ok(Err(error)),
-    };
+    // These make the file.
+    let is_login = matches!(matches.subcommand_name(), Some("login" | "logout"));
+    let (more, files) =
+        match user.and_then(|user| read_files(&user, cli.global.config.is_some() && !is_login, &matches)) {
+            Ok(read) => read,
+            Err(ConfigError::NoHome) => Default::default(),
+            Err(error) => return Ok(Err(error)),
+        };
     let (mut all, given) = (args, matches.subcommand().map(|(_, sub)| sub.clone()));
     // `whoami` and the like take the relay's settings only.
     let takes = |flag: &OsString| match &given {
@@ -87,22 +90,27 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
                 && matches!(sub.value_source(&key), None | Some(ValueSource::DefaultValue))
         }
     };
+    if matches.subcommand_name() == Some("config") {
+        // It shows what forwarding would use.
+        all.splice(1..1, more.iter().filter(|flag| flag.to_string_lossy().starts_with("--")).cloned());
+    }
     all.extend(more.into_iter().filter(takes));
     Ok(Ok((Cli::from_arg_matches(&command.try_get_matches_from(all)?)?, files)))
 }
 
 /// Flags for what the files say and the command line and environment do not.
-fn read_files(user: &Path, given: &ArgMatches) -> Result<(Vec<OsString>, Files), ConfigError> {
+fn read_files(user: &Path, named: bool, given: &ArgMatches) -> Result<(Vec<OsString>, Files), ConfigError> {
     let command = Cli::command();
     let known: Vec<&str> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|key| !NOT_SETTINGS.contains(key)).collect();
     let mut flags: BTreeMap<String, Vec<OsString>> = BTreeMap::new();
-    let mut files = Files::default();
+    let (mut files, mut kept) = (Files::default(), (None, None));
     for (path, is_project) in project_file().map(|path| (path, true)).into_iter().chain([(user.to_owned(), false)]) {
         let shown = path.display().to_string();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_project => continue,
+            // Only the usual file may be missing.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named && !is_project => continue,
             Err(source) => return Err(ConfigError::File { path: shown, source }),
         };
         let keys: Vec<&str> = known.iter().copied().chain(["target", "token"]).collect();
@@ -121,8 +129,11 @@ fn read_files(user: &Path, given: &ArgMatches) -> Result<(Vec<OsString>, Files),
         }
         for setting in settings {
             if setting.key == "token" {
-                files.token = setting.values.first().cloned();
+                kept.1 = setting.values.first().cloned();
                 continue;
+            }
+            if setting.key == "relay" && !is_project {
+                kept.0 = setting.values.first().cloned();
             }
             let values: Vec<OsString> = match (setting.key.as_str(), setting.values.first().map(String::as_str)) {
                 ("target", Some(target)) => vec![target.into()],
@@ -146,6 +157,7 @@ fn read_files(user: &Path, given: &ArgMatches) -> Result<(Vec<OsString>, Files),
             return Err(ConfigError::Wrong { path: shown, problems });
         }
     }
+    files.login = kept.0.zip(kept.1);
     Ok((flags.into_values().flatten().collect(), files))
 }
 
@@ -243,7 +255,14 @@ impl RelayArgs {
         if let Some(path) = &self.token_file {
             return read_token(path).map(Some);
         }
-        Ok(std::env::var("HOOKWAY_TOKEN").ok().filter(|token| !token.is_empty()).or_else(|| files.token.clone()))
+        Ok(std::env::var("HOOKWAY_TOKEN").ok().filter(|token| !token.is_empty()).or_else(|| self.kept_token(files)))
+    }
+}
+
+impl RelayArgs {
+    fn kept_token(&self, files: &Files) -> Option<String> {
+        let (relay, token) = files.login.as_ref()?;
+        (relay.parse().ok() == self.relay).then(|| token.clone())
     }
 }
 

@@ -94,7 +94,7 @@ impl Forwarder {
         let route = self.settings.routes.iter().position(|route| route.takes(head.endpoint.as_str(), path));
         let Some(index) = route else {
             let message = format!("no route takes {path}");
-            return Err(Failed { failure: Failure::BadRequest, short: "no route".into(), message });
+            return Err(Failed { failure: Failure::Refused, short: "no route".into(), message });
         };
         let app = &self.apps[index];
         let grpc = head.http2 && is_grpc(&head);

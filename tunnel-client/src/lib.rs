@@ -23,7 +23,7 @@ mod output;
 mod target;
 mod tunnel;
 
-pub use client::{Client, Options};
+pub use client::{Client, InvalidOptions, Options};
 pub use exchange::{Delivered, Event, Outcome};
 pub use forwarder::{HostHeader, Route, Settings as ForwardSettings};
 pub use target::{InvalidTarget, Target};

@@ -54,7 +54,7 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
         let client = connect(&server, &dev, &target).await?;
         let http = server.addresses().http;
         let listening = TcpStream::connect((target.host(), target.port())).await.is_ok();
-        let wait = if listening { "" } else { "           not listening yet, webhooks will wait" };
+        let wait = if listening { "" } else { "           not listening yet" };
         let mut lines = vec![("Forwards to", format!("{target}{wait}"))];
         if let Some(http) = http {
             let url = format!("http://localhost:{}/github", http.port());
@@ -114,6 +114,8 @@ async fn connect(server: &Server, dev: &Dev, target: &Target) -> Result<Client, 
     let store =
         |error: hookway_relay::StoreError| Failure::new(1, "the local relay's store failed").cause(error.to_string());
     let until = jiff::Timestamp::now() + Duration::from_secs(366 * 86_400);
+    // Only the client of this run may connect.
+    server.store().revoke_tokens("dev").await.map_err(store)?;
     let new = server.store().create_token("dev", vec![], Some(until)).await.map_err(store)?;
     let relay = format!("localhost:{}", server.addresses().https.port());
     let relay = match server.addresses().https.ip() {
@@ -126,9 +128,7 @@ async fn connect(server: &Server, dev: &Dev, target: &Target) -> Result<Client, 
     if let Some(ca) = server.ca() {
         options = options.relay_ca(ca);
     }
-    let client = Client::connect(options).await;
-    // Its work is done: the session goes on, and nobody else may use it.
-    Ok(client?)
+    Ok(Client::connect(options).await?)
 }
 
 /// An app that answers everything with what it got.

@@ -1,0 +1,201 @@
+//! What is measured: the programs, started on free ports and ended with this one.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+
+/// The host that every target is asked for.
+pub(crate) const HOST: &str = "bench.hooks.test";
+
+/// Something that answers requests.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+    /// The processes whose work is counted.
+    pub(crate) pids: Vec<u32>,
+}
+
+/// The running programs.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    pub(crate) targets: Vec<Target>,
+    relay: Running,
+    client: Running,
+    _others: Vec<Running>,
+    token: String,
+    bin: PathBuf,
+    folder: TempDir,
+}
+
+/// A process, ended on drop.
+#[derive(Debug)]
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Programs {
+    pub(crate) fn start(own: &Path, bin: &Path) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let at = |name: &str| folder.path().join(name);
+        make_certificate(folder.path())?;
+        let tls = Arc::new(trusting(&at("cert.pem"))?);
+        let (app, line) = started(Command::new(own).arg("--app"))?;
+        let app_address: SocketAddr = format!("127.0.0.1:{}", line.trim()).parse()?;
+
+        let mut run = Command::new(bin.join("hookway-relay"));
+        run.args(["run", "--domain", "hooks.test", "--https", "127.0.0.1:0", "--http", "off", "--admin", "off"]);
+        run.args(["--json", "--rate", "off", "--token-rate", "off", "--tls", "files", "--log", "warn"]);
+        run.args(["--max-connections-per-ip", "100000", "--max-handshakes-per-ip", "1000", "--data-dir"]);
+        run.arg(at("relay")).arg("--tls-cert").arg(at("cert.pem")).arg("--tls-key").arg(at("key.pem"));
+        let (relay, line) = started(&mut run)?;
+        let ready: serde_json::Value = serde_json::from_str(&line)?;
+        let https: SocketAddr = ready["https"].as_str().context("the relay's address")?.parse()?;
+        let mut create = Command::new(bin.join("hookway-relay"));
+        create.args(["token", "create", "--name", "bench", "--json", "--data-dir"]).arg(at("relay"));
+        let created: serde_json::Value = serde_json::from_slice(&create.output()?.stdout)?;
+        let token = created["token"].as_str().context("a token")?.to_owned();
+        let client = client(bin, folder.path(), &token, https, "bench", app_address)?;
+
+        let mut targets = vec![Target { name: "app", address: app_address, tls: None, pids: vec![] }];
+        let mut others = vec![app];
+        if let Some((nginx, address)) = start_nginx(folder.path(), app_address)? {
+            let pids = children_of(nginx.0.id());
+            targets.push(Target { name: "nginx", address, tls: Some(tls.clone()), pids });
+            others.push(nginx);
+        }
+        let pids = vec![relay.0.id(), client.0.id()];
+        targets.push(Target { name: "hookway", address: https, tls: Some(tls), pids });
+        Ok(Self { targets, relay, client, _others: others, token, bin: bin.to_owned(), folder })
+    }
+
+    /// Resident memory of relay and client, in KiB.
+    pub(crate) fn memory(&self) -> anyhow::Result<(u64, u64)> {
+        Ok((resident(self.relay.0.id())?, resident(self.client.0.id())?))
+    }
+
+    /// What each of so many idle clients costs the relay, in KiB.
+    pub(crate) fn memory_of_a_client(&self, count: usize) -> anyhow::Result<f64> {
+        let hookway = self.targets.last().context("a relay")?;
+        let before = resident(self.relay.0.id())?;
+        let clients = (0..count).map(|n| {
+            let name = format!("idle-{n}");
+            client(&self.bin, self.folder.path(), &self.token, hookway.address, &name, self.targets[0].address)
+        });
+        let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
+        let after = resident(self.relay.0.id())?;
+        drop(clients);
+        Ok(after.saturating_sub(before) as f64 / count as f64)
+    }
+}
+
+/// A connected client.
+fn client(
+    bin: &Path,
+    folder: &Path,
+    token: &str,
+    relay: SocketAddr,
+    name: &str,
+    app: SocketAddr,
+) -> anyhow::Result<Running> {
+    let mut run = Command::new(bin.join("hookway"));
+    run.arg(app.to_string()).args(["--relay", &relay.to_string(), "-n", name, "--json", "--filter", "status:599"]);
+    run.arg("--relay-ca").arg(folder.join("cert.pem")).env("HOOKWAY_TOKEN", token).current_dir(folder);
+    for variable in ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+        run.env(variable, folder);
+    }
+    Ok(started(&mut run)?.0)
+}
+
+/// A process and the first line that it prints.
+fn started(command: &mut Command) -> anyhow::Result<(Running, String)> {
+    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
+    let mut line = String::new();
+    let stdout = running.0.stdout.as_mut().context("its output")?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    ensure!(!line.is_empty(), "{command:?} printed nothing");
+    Ok((running, line))
+}
+
+fn start_nginx(folder: &Path, app: SocketAddr) -> anyhow::Result<Option<(Running, SocketAddr)>> {
+    let Some(nginx) = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists()) else {
+        return Ok(None);
+    };
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let text = format!(
+        "daemon off; worker_processes 1; pid {0}/nginx.pid; error_log {0}/nginx.log;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{ access_log off; client_max_body_size 0; client_body_temp_path {0}/b; proxy_temp_path {0}/p;\n\
+         fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s; keepalive_requests 10000000;\n\
+         upstream app {{ server {app}; keepalive 256; keepalive_requests 10000000; }}\n\
+         server {{ listen {address} ssl http2; ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;\n\
+         ssl_protocols TLSv1.3;\n\
+         location / {{ proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection '';\n\
+         proxy_request_buffering off; proxy_buffering off; }} }} }}\n",
+        folder.display()
+    );
+    let file = folder.join("nginx.conf");
+    std::fs::write(&file, text)?;
+    let child = Command::new(nginx).arg("-c").arg(&file).stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let running = Running(child);
+    for _ in 0..100 {
+        if std::net::TcpStream::connect(address).is_ok() {
+            return Ok(Some((running, address)));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    anyhow::bail!("nginx does not listen; see {}/nginx.log", folder.display())
+}
+
+fn make_certificate(folder: &Path) -> anyhow::Result<()> {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
+    openssl.args(["-subj", "/CN=bench", "-addext", "basicConstraints=critical,CA:FALSE", "-addext"]);
+    openssl.arg(format!("subjectAltName=DNS:{HOST},IP:127.0.0.1"));
+    openssl.arg("-keyout").arg(folder.join("key.pem")).arg("-out").arg(folder.join("cert.pem"));
+    ensure!(openssl.stderr(Stdio::null()).status()?.success(), "openssl made no certificate");
+    Ok(())
+}
+
+fn trusting(certificate: &Path) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificate)?)?;
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+/// The processes that a process has started.
+fn children_of(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn resident(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its memory")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Processor time that these processes have used, in seconds.
+pub(crate) fn cpu(pids: &[u32]) -> f64 {
+    let ticks = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?)
+    };
+    pids.iter().filter_map(ticks).sum::<f64>() / 100.0
+}
