@@ -348,13 +348,11 @@ def test_httpx(world, app, h2):
         assert client.get(world.url("/httpx"), params={"q": "ü ✓"}).json()["target"] == "/httpx?q=%C3%BC+%E2%9C%93"
 
 
-@pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
-def test_many_at_once(world, app, h2):
-    """200 requests from 20 threads over one client: each gets its own answer."""
+def test_many_at_once(world, app):
+    """200 requests from 20 threads over one client: each gets its own answer. (Over h2 its pool
+    closes connections under its own threads, with nginx as well; h2load does that case.)"""
     failures = queue.Queue()
-    with httpx_client(world, h2) as client:
-        # One connection first: httpx closes those it made too many of under its own threads, with nginx as well.
-        client.post(world.url("/n/first"), content="200")
+    with httpx_client(world, False) as client:
 
         def some(first):
             for n in range(first, first + 10):
@@ -369,7 +367,7 @@ def test_many_at_once(world, app, h2):
         for thread in threads:
             thread.join()
     assert failures.empty(), failures.get()
-    assert sorted(int(seen.body) for seen in app.seen) == list(range(201))
+    assert sorted(int(seen.body) for seen in app.seen) == list(range(200))
 
 
 # ── Node's clients ────────────────────────────────────────────────────────────────────────────────────────────────
