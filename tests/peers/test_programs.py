@@ -489,3 +489,30 @@ def test_certificates_from_files_that_do_not_fit_are_1(relay, tmp_path):
     authority.cert.unlink()
     done = relay(*words, "--admin", "off", "--tls", "files", "--tls-cert", authority.cert, "--tls-key", authority.key)
     assert str(authority.cert) in three_parts(done, 1)
+
+
+def test_login_keeps_a_token_for_its_relay_only(world, hookway, tmp_path):
+    _, relay, _, ca = on(world)
+    token = tmp_path / "token"
+    token.write_text(world.default_token + "\n")
+    done = hookway("login", relay, "--relay-ca", ca, "--token-file", token)
+    assert done.returncode == 0 and "logged in" in done.stdout, done.stderr
+    kept = tmp_path / "config" / "hookway" / "config.toml"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    # A flag of every command may stand before the command.
+    assert json.loads(hookway("--json", "whoami").stdout)["owner"] == "ci"
+    assert f"relay     {relay}" in hookway("config", "show").stdout
+    (tmp_path / "hookway.toml").write_text('relay = "localhost:9"\n')
+    assert "no token for localhost:9" in three_parts(hookway("3000"), 4)
+    (tmp_path / "hookway.toml").unlink()
+    assert hookway("logout").returncode == 0
+    assert world.default_token not in kept.read_text()
+    three_parts(hookway("3000"), 4)
+
+
+def test_a_target_and_a_command_do_not_go_together(hookway):
+    three_parts(hookway("3000", "whoami"), 2)
+
+
+def test_a_file_that_is_named_must_be_there(hookway):
+    three_parts(hookway("--config", "missing.toml", "3000"), 7)
