@@ -145,7 +145,9 @@ def test_a_reply_cut_midway_ends_unclean(world, framing):
     # Where the app broke off before anything was passed on, the sender is told so, or gets nothing.
     with contextlib.suppress(Closed):
         reply = world.get()
-        assert reply.status == 502 or (reply.status == 200 and not reply.complete)
+        assert reply.status == 502 or (
+            reply.status == 200 and not reply.complete and b"0123456789abcdef".startswith(reply.body[:16])
+        )
     with httpx.Client(verify=tls_context(world.relay.ca), http1=False, http2=True, trust_env=False) as sender:
         try:
             assert sender.get(world.url()).status_code == 502
@@ -326,9 +328,11 @@ def test_a_whole_delivery_is_carried_out_when_the_sender_hangs_up(world):
         assert [len(seen.body) for seen in app.seen] == [100_000]
 
 
-# Not more than arrives at once: TLS tickets that meet a closed socket are answered by a reset, which drops what is
-# still on its way before the relay can read it.
-@pytest.mark.parametrize("size", [10, 20_000])
+# About half of the larger ones do not arrive. A reset by the closed socket, with data still on its way, would explain
+# it, but that has not been shown.
+@pytest.mark.parametrize(
+    "size", [10, 20_000, pytest.param(500_000, marks=pytest.mark.xfail(reason="not explained yet", strict=False))]
+)
 def test_a_sender_that_leaves_after_its_last_byte_is_delivered(world, size):
     """Fire and forget: the body and the end of the connection reach the relay together."""
     app = world.app()
