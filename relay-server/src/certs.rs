@@ -95,6 +95,10 @@ impl Certs {
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap_or(config.ticketer);
+        // TLS 1.3 sends its tickets after the handshake, while the sender's body is on its way. One that fires and
+        // forgets has closed its reading side by then: its kernel answers them with a reset (RFC 1122 §4.2.2.13) and
+        // throws away what it had not sent. Resuming would save such a sender one signature of ours.
+        config.send_tls13_tickets = 0;
         config
     }
 }
