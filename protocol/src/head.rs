@@ -113,25 +113,26 @@ impl RequestHead {
     ///
     /// # Errors
     /// The bytes are no head, or one that cannot be put to an app.
-    pub fn decode(mut from: Bytes) -> Result<Self, HeadError> {
+    pub fn decode(from: &Bytes) -> Result<Self, HeadError> {
+        let mut rest = &from[..];
         let (mut id, mut endpoint, mut target, mut method) = (None, None, None, None);
         let (mut received_at_us, mut attempt) = (0, 0);
         let (mut possible_duplicate, mut whole, mut http2) = (false, false, false);
         let (mut remote, mut upgrade) = (String::new(), None);
         let mut fields = Fields::default();
-        while let Some((tag, value)) = next_field(&mut from)? {
+        while let Some((tag, value)) = next_field(&mut rest)? {
             match (tag, value) {
-                (1, Value::Bytes(bytes)) => id = <[u8; 16]>::try_from(&bytes[..]).ok().map(DeliveryId::from_bytes),
+                (1, Value::Bytes(bytes)) => id = <[u8; 16]>::try_from(bytes).ok().map(DeliveryId::from_bytes),
                 (2, Value::Number(number)) => received_at_us = number,
-                (3, Value::Bytes(bytes)) => endpoint = text(&bytes)?.parse().ok(),
-                (4, Value::Bytes(bytes)) => method = Method::from_bytes(&bytes).ok(),
-                (5, Value::Bytes(bytes)) => target = PathAndQuery::from_maybe_shared(bytes).ok(),
-                (6, Value::Bytes(bytes)) => fields.push(bytes)?,
-                (7, Value::Bytes(bytes)) => text(&bytes)?.clone_into(&mut remote),
+                (3, Value::Bytes(bytes)) => endpoint = text(bytes)?.parse().ok(),
+                (4, Value::Bytes(bytes)) => method = Method::from_bytes(bytes).ok(),
+                (5, Value::Bytes(bytes)) => target = PathAndQuery::from_maybe_shared(from.slice_ref(bytes)).ok(),
+                (6, Value::Bytes(bytes)) => fields.push(from, bytes)?,
+                (7, Value::Bytes(bytes)) => text(bytes)?.clone_into(&mut remote),
                 (8, Value::Number(number)) => attempt = u32::try_from(number).unwrap_or(u32::MAX),
                 (9, Value::Number(number)) => possible_duplicate = number != 0,
                 (10, Value::Number(number)) => whole = number != 0,
-                (11, Value::Bytes(bytes)) => upgrade = Some(text(&bytes)?.to_owned()),
+                (11, Value::Bytes(bytes)) => upgrade = Some(text(bytes)?.to_owned()),
                 (12, Value::Number(number)) => http2 = number != 0,
                 _ => {}
             }
@@ -172,15 +173,16 @@ impl ReplyHead {
     ///
     /// # Errors
     /// The bytes are no head.
-    pub fn decode(mut from: Bytes) -> Result<Self, HeadError> {
+    pub fn decode(from: &Bytes) -> Result<Self, HeadError> {
+        let mut rest = &from[..];
         let (mut status, mut failure, mut message) = (0, 0, String::new());
         let mut fields = Fields::default();
-        while let Some((tag, value)) = next_field(&mut from)? {
+        while let Some((tag, value)) = next_field(&mut rest)? {
             match (tag, value) {
                 (1, Value::Number(number)) => status = number,
-                (2, Value::Bytes(bytes)) => fields.push(bytes)?,
+                (2, Value::Bytes(bytes)) => fields.push(from, bytes)?,
                 (3, Value::Number(number)) => failure = number,
-                (4, Value::Bytes(bytes)) => text(&bytes)?.clone_into(&mut message),
+                (4, Value::Bytes(bytes)) => text(bytes)?.clone_into(&mut message),
                 _ => {}
             }
         }
@@ -212,11 +214,12 @@ pub fn encode_trailers(trailers: &Headers, out: &mut BytesMut) {
 ///
 /// # Errors
 /// The bytes are no trailers.
-pub fn decode_trailers(mut from: Bytes) -> Result<Headers, HeadError> {
+pub fn decode_trailers(from: &Bytes) -> Result<Headers, HeadError> {
+    let mut rest = &from[..];
     let mut fields = Fields::default();
-    while let Some((tag, value)) = next_field(&mut from)? {
+    while let Some((tag, value)) = next_field(&mut rest)? {
         if let (1, Value::Bytes(bytes)) = (tag, value) {
-            fields.push(bytes)?;
+            fields.push(from, bytes)?;
         }
     }
     fields.finish()
@@ -230,12 +233,14 @@ struct Fields {
 }
 
 impl Fields {
-    fn push(&mut self, bytes: Bytes) -> Result<(), HeadError> {
+    /// Takes a part of `from`, which values keep alive.
+    fn push(&mut self, from: &Bytes, part: &[u8]) -> Result<(), HeadError> {
         match self.name.take() {
             None if self.headers.len() == MAX_FIELDS => return Err(HeadError::Field("number of header fields")),
-            None => self.name = Some(HeaderName::from_bytes(&bytes).map_err(|_| HeadError::Field("header name"))?),
+            None => self.name = Some(HeaderName::from_bytes(part).map_err(|_| HeadError::Field("header name"))?),
             Some(name) => {
-                let value = HeaderValue::from_maybe_shared(bytes).map_err(|_| HeadError::Field("header value"))?;
+                let value = HeaderValue::from_maybe_shared(from.slice_ref(part))
+                    .map_err(|_| HeadError::Field("header value"))?;
                 self.headers.push(name, value);
             }
         }
@@ -256,8 +261,15 @@ fn put_fields(out: &mut BytesMut, tag: u8, headers: &Headers) {
 
 /// A length-delimited field. Every tag here is below 16, so its key is one byte.
 fn put_bytes(out: &mut BytesMut, tag: u8, bytes: &[u8]) {
-    out.put_u8(tag << 3 | 2);
-    put_varint(out, bytes.len() as u64);
+    let key = tag << 3 | 2;
+    match bytes.len() {
+        // Nearly all are short, and a call costs more than a byte.
+        length @ 0..0x80 => out.put_slice(&[key, length as u8]),
+        length => {
+            out.put_u8(key);
+            put_varint(out, length as u64);
+        }
+    }
     out.put_slice(bytes);
 }
 
@@ -277,15 +289,15 @@ fn put_varint(out: &mut BytesMut, mut value: u64) {
     out.put_u8(value as u8);
 }
 
-enum Value {
+enum Value<'a> {
     Number(u64),
-    Bytes(Bytes),
+    Bytes(&'a [u8]),
     /// A fixed-width field, of which we know none.
     Skipped,
 }
 
 /// The next field's tag and value.
-fn next_field(from: &mut Bytes) -> Result<Option<(u64, Value)>, HeadError> {
+fn next_field<'a>(from: &mut &'a [u8]) -> Result<Option<(u64, Value<'a>)>, HeadError> {
     if from.is_empty() {
         return Ok(None);
     }
@@ -295,10 +307,9 @@ fn next_field(from: &mut Bytes) -> Result<Option<(u64, Value)>, HeadError> {
         1 => skip(from, 8)?,
         2 => {
             let length = usize::try_from(varint(from)?).map_err(|_| HeadError::Encoding)?;
-            if length > from.len() {
-                return Err(HeadError::Encoding);
-            }
-            Value::Bytes(from.split_to(length))
+            let (value, rest) = from.split_at_checked(length).ok_or(HeadError::Encoding)?;
+            *from = rest;
+            Value::Bytes(value)
         }
         5 => skip(from, 4)?,
         _ => return Err(HeadError::Encoding),
@@ -309,15 +320,12 @@ fn next_field(from: &mut Bytes) -> Result<Option<(u64, Value)>, HeadError> {
     }
 }
 
-fn skip(from: &mut Bytes, length: usize) -> Result<Value, HeadError> {
-    if from.len() < length {
-        return Err(HeadError::Encoding);
-    }
-    from.advance(length);
+fn skip<'a>(from: &mut &'a [u8], length: usize) -> Result<Value<'a>, HeadError> {
+    *from = from.get(length..).ok_or(HeadError::Encoding)?;
     Ok(Value::Skipped)
 }
 
-fn varint(from: &mut Bytes) -> Result<u64, HeadError> {
+fn varint(from: &mut &[u8]) -> Result<u64, HeadError> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let byte = from.try_get_u8().map_err(|_| HeadError::Encoding)?;
@@ -422,9 +430,9 @@ mod tests {
             prop_assert_eq!(&spec.fields, &flat(&head.headers));
             prop_assert_eq!(spec.target.as_slice(), head.target.as_str().as_bytes());
             prop_assert_eq!((spec.attempt, spec.received_at_us), (head.attempt, head.received_at_us));
-            prop_assert_eq!(RequestHead::decode(ours.freeze()), Ok(head.clone()));
+            prop_assert_eq!(RequestHead::decode(&ours.freeze()), Ok(head.clone()));
             spec.unknown = unknown;
-            prop_assert_eq!(RequestHead::decode(spec.encode_to_vec().into()), Ok(head));
+            prop_assert_eq!(RequestHead::decode(&spec.encode_to_vec().into()), Ok(head));
         }
 
         #[test]
@@ -434,26 +442,26 @@ mod tests {
             app.encode(&mut ours);
             let spec = SpecReply::decode(&ours[..]).expect("protobuf");
             prop_assert_eq!((spec.status, spec.fields), (u32::from(status), flat(&headers)));
-            prop_assert_eq!(ReplyHead::decode(ours.freeze()), Ok(app));
+            prop_assert_eq!(ReplyHead::decode(&ours.freeze()), Ok(app));
             let spec = SpecReply { failure: 2, message: message.clone(), ..SpecReply::default() };
             let failed = ReplyHead::Failed { failure: Failure::Timeout, message };
-            prop_assert_eq!(ReplyHead::decode(spec.encode_to_vec().into()), Ok(failed));
+            prop_assert_eq!(ReplyHead::decode(&spec.encode_to_vec().into()), Ok(failed));
         }
 
         #[test]
         fn trailers_and_back(headers in headers()) {
             let mut out = BytesMut::new();
             encode_trailers(&headers, &mut out);
-            prop_assert_eq!(decode_trailers(out.freeze()), Ok(headers));
+            prop_assert_eq!(decode_trailers(&out.freeze()), Ok(headers));
         }
 
         #[test]
         fn any_bytes_are_a_head_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let _ = ReplyHead::decode(bytes.clone().into());
-            if let Ok(head) = RequestHead::decode(bytes.into()) {
+            let _ = ReplyHead::decode(&bytes.clone().into());
+            if let Ok(head) = RequestHead::decode(&bytes.into()) {
                 let mut out = BytesMut::new();
                 head.encode(&mut out);
-                prop_assert_eq!(RequestHead::decode(out.freeze()), Ok(head));
+                prop_assert_eq!(RequestHead::decode(&out.freeze()), Ok(head));
             }
         }
     }
@@ -465,14 +473,14 @@ mod tests {
         for entry in corpus {
             let bytes = Bytes::from(std::fs::read(entry.expect("an entry").path()).expect("a file"));
             let mut out = BytesMut::new();
-            if let Ok(head) = RequestHead::decode(bytes.clone()) {
+            if let Ok(head) = RequestHead::decode(&bytes.clone()) {
                 head.encode(&mut out);
-                assert_eq!(RequestHead::decode(out.split().freeze()), Ok(head));
+                assert_eq!(RequestHead::decode(&out.split().freeze()), Ok(head));
                 heads += 1;
             }
-            if let Ok(head) = ReplyHead::decode(bytes) {
+            if let Ok(head) = ReplyHead::decode(&bytes) {
                 head.encode(&mut out);
-                assert_eq!(ReplyHead::decode(out.freeze()), Ok(head));
+                assert_eq!(ReplyHead::decode(&out.freeze()), Ok(head));
                 heads += 1;
             }
         }
@@ -483,7 +491,7 @@ mod tests {
     fn fields_are_bounded() {
         let fields = vec![b"a".to_vec(); 2 * (MAX_FIELDS + 1)];
         let spec = SpecReply { status: 200, fields, ..SpecReply::default() };
-        let refused = ReplyHead::decode(spec.encode_to_vec().into());
+        let refused = ReplyHead::decode(&spec.encode_to_vec().into());
         assert_eq!(refused, Err(HeadError::Field("number of header fields")));
     }
 }

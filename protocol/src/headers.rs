@@ -21,23 +21,30 @@ impl Headers {
         first: Option<(HeaderName, HeaderValue)>,
         keep: impl Fn(&HeaderName) -> bool,
     ) -> Self {
-        let named = map.get_all(header::CONNECTION);
-        let named: Vec<&str> = named
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(',').map(str::trim))
-            // What a message is and where it goes cannot be taken away by naming it.
-            .filter(|name| !["host", "content-length", "content-type"].iter().any(|n| name.eq_ignore_ascii_case(n)))
-            .collect();
+        let named = named(map.get_all(header::CONNECTION).iter());
         let mut fields = Vec::with_capacity(map.len() + 8);
         fields.extend(first);
         for (name, value) in map {
-            let hop = hop_by_hop(name) || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
-            if !hop && keep(name) {
+            if !is_of_the_connection(name, &named) && keep(name) {
                 fields.push((name.clone(), value.clone()));
             }
         }
         Self(fields)
+    }
+
+    /// The end-to-end fields as a map; see [`Self::end_to_end`].
+    #[must_use]
+    pub fn into_end_to_end(self) -> HeaderMap {
+        let connection: Vec<HeaderValue> =
+            self.iter().filter(|(name, _)| *name == header::CONNECTION).map(|(_, value)| value.clone()).collect();
+        let named = named(connection.iter());
+        let mut map = HeaderMap::with_capacity(self.0.len());
+        for (name, value) in self.0 {
+            if !is_of_the_connection(&name, &named) {
+                map.append(name, value);
+            }
+        }
+        map
     }
 
     /// Adds a field at the end.
@@ -83,6 +90,20 @@ impl FromIterator<(HeaderName, HeaderValue)> for Headers {
     fn from_iter<T: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: T) -> Self {
         Self(fields.into_iter().collect())
     }
+}
+
+/// The fields that `Connection` names.
+fn named<'a>(connection: impl Iterator<Item = &'a HeaderValue>) -> Vec<&'a str> {
+    connection
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        // What a message is and where it goes cannot be taken away by naming it.
+        .filter(|name| !["host", "content-length", "content-type"].iter().any(|n| name.eq_ignore_ascii_case(n)))
+        .collect()
+}
+
+fn is_of_the_connection(name: &HeaderName, named: &[&str]) -> bool {
+    hop_by_hop(name) || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()))
 }
 
 /// Whether a field speaks of one connection and not of the message.

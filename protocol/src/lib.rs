@@ -1,8 +1,9 @@
 //! What a Hookway relay and client say to each other: the `hookway/1` protocol.
 //!
 //! `proto/hookway.proto` is the written spec of the messages. [`link`] carries them over QUIC, [`frame`] and
-//! [`head`] are the bytes of one exchange, [`message`] those of the control stream.
+//! [`head`] are the bytes of one exchange, [`body`] sends the longest part of it, [`message`] those of the control stream.
 
+pub mod body;
 pub mod frame;
 pub mod head;
 pub mod headers;

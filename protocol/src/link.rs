@@ -13,6 +13,7 @@ use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, Tran
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::frame::{self, Decoder, Frame, FrameError};
+use crate::head::HeadError;
 use crate::message::MAX_MESSAGE;
 
 /// The protocol's name in the TLS handshake (RFC 7301).
@@ -24,10 +25,10 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(4);
 /// Each side says something at least this often.
 const KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// What one stream may have on its way: at 40 ms round trip, 13 MB/s.
-const STREAM_WINDOW: u32 = 512 << 10;
+pub const STREAM_WINDOW: u32 = 512 << 10;
 /// What one connection may have on its way: so many streams that nobody reads do not stop the others. Times the
 /// number of sessions this bounds a side's memory.
-const LINK_WINDOW: u32 = 32 << 20;
+pub const LINK_WINDOW: u32 = 64 << 20;
 /// Streams a client allows at first; a connection's idle memory follows this number.
 pub const FIRST_STREAMS: u32 = 16;
 /// A read takes at least and at most this much room; it grows while reads fill it.
@@ -108,6 +109,12 @@ pub enum StreamError {
 
 impl From<FrameError> for StreamError {
     fn from(error: FrameError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+impl From<HeadError> for StreamError {
+    fn from(error: HeadError) -> Self {
         Self::Protocol(error.to_string())
     }
 }

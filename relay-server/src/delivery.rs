@@ -9,6 +9,7 @@ use hookway_protocol::headers::Headers;
 use hookway_protocol::link::StreamError;
 use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
 
 use crate::limits::Pass;
 use crate::public::{Inbound, InboundError};
@@ -23,6 +24,8 @@ pub(crate) struct Delivery {
     pub(crate) body: Body,
     /// Its places among those in flight; given back when the reply is done.
     pub(crate) pass: Option<Pass>,
+    /// Ends the sender's connection.
+    pub(crate) hang_up: CancellationToken,
 }
 
 /// A delivery's body.

@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub(crate) connections_refused: Family<Reason, Counter>,
     pub(crate) sessions: Gauge,
     pub(crate) handshakes_refused: Family<Reason, Counter>,
+    pub(crate) replies_cut: Counter,
     pub(crate) links_lost: Counter,
 }
 
@@ -67,6 +68,7 @@ impl Metrics {
             connections_refused: Family::default(),
             sessions: Gauge::default(),
             handshakes_refused: Family::default(),
+            replies_cut: Counter::default(),
             links_lost: Counter::default(),
             registry: Registry::default(),
         };
@@ -90,6 +92,11 @@ impl Metrics {
         registry.register("sessions", "Clients connected now", metrics.sessions.clone());
         let help = "Clients refused, by reason";
         registry.register("handshakes_refused", help, metrics.handshakes_refused.clone());
+        registry.register(
+            "replies_cut",
+            "Replies that their senders did not take in time",
+            metrics.replies_cut.clone(),
+        );
         registry.register("links_lost", "Sessions that ended without a goodbye", metrics.links_lost.clone());
         Self { registry, ..metrics }
     }

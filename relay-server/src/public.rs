@@ -20,7 +20,7 @@ use futures_util::task::AtomicWaker;
 use hookway_protocol::WHOLE_BODY;
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::link::StreamError;
-use http::Request;
+use http::{HeaderValue, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -29,6 +29,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use handler::Handler;
 pub(crate) use inbound::{Inbound, InboundError};
@@ -99,7 +100,7 @@ impl Default for Config {
 #[derive(Debug)]
 pub(crate) struct Sender {
     /// Its address.
-    ip: IpAddr,
+    node: Node,
     /// The host that TLS was made for; `None` on plain HTTP.
     tls: Option<Option<Host<'static>>>,
     /// Requests being answered on this connection.
@@ -108,12 +109,32 @@ pub(crate) struct Sender {
     owed: AtomicUsize,
     /// Told when the last of those is answered.
     answered: AtomicWaker,
+    /// Ends the connection.
+    hang_up: CancellationToken,
+}
+
+/// A sender's address as it is told: made once, for all requests of a connection.
+#[derive(Debug)]
+struct Node {
+    text: String,
+    value: HeaderValue,
+    /// As RFC 7239 §6 writes it.
+    quoted: String,
+}
+
+impl From<IpAddr> for Node {
+    fn from(ip: IpAddr) -> Self {
+        let text = ip.to_string();
+        let value = HeaderValue::from_str(&text).expect("digits, points and colons");
+        let quoted = if ip.is_ipv6() { format!("\"[{ip}]\"") } else { text.clone() };
+        Self { text, value, quoted }
+    }
 }
 
 impl Sender {
-    fn new(ip: IpAddr, tls: Option<Option<Host<'static>>>) -> Arc<Self> {
+    fn new(ip: IpAddr, tls: Option<Option<Host<'static>>>, hang_up: CancellationToken) -> Arc<Self> {
         let (busy, owed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { ip, tls, busy, owed, answered: AtomicWaker::new() })
+        Arc::new(Self { node: ip.into(), tls, busy, owed, answered: AtomicWaker::new(), hang_up })
     }
 
     fn is_owed_an_answer(&self) -> bool {
@@ -171,8 +192,9 @@ impl Public {
             // A webhook is small: waiting for more to send with it gains nothing.
             let _ = stream.set_nodelay(true);
             let stream = paced::Paced::new(stream, public.config.write_timeout);
+            let hang_up = public.shutdown.close.child_token();
             let Some(tls) = tls else {
-                return public.serve(stream, Sender::new(ip, None)).await;
+                return public.serve(stream, Sender::new(ip, None, hang_up)).await;
             };
             let handshake = tokio::time::timeout(public.config.header_timeout, tls.accept(stream));
             let stopped = public.shutdown.stop_accepting.cancelled();
@@ -184,7 +206,7 @@ impl Public {
                 Ok(Ok(stream)) => {
                     let name = stream.get_ref().1.server_name();
                     let name = name.and_then(|name| Some(Host::parse(name).ok()?.into_owned()));
-                    public.serve(stream, Sender::new(ip, Some(name))).await;
+                    public.serve(stream, Sender::new(ip, Some(name), hang_up)).await;
                 }
                 Ok(Err(error)) => {
                     metrics::count(&public.metrics.connections_refused, "tls");
@@ -215,9 +237,10 @@ impl Public {
         let mut leaving = false;
         loop {
             tokio::select! {
+                biased;
                 end = connection.as_mut() => {
                     if let Err(error) = end {
-                        tracing::debug!(ip = %sender.ip, ?error, "connection ended");
+                        tracing::debug!(ip = sender.node.text, ?error, "connection ended");
                     }
                     return;
                 }
@@ -225,7 +248,8 @@ impl Public {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = self.shutdown.close.cancelled() => return,
+                // The relay has stopped, or a reply is not taken.
+                () = sender.hang_up.cancelled() => return,
                 () = tokio::time::sleep(self.config.idle_timeout), if !leaving => {
                     if sender.busy.load(Ordering::Relaxed) == 0 {
                         leaving = true;

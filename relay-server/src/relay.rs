@@ -18,7 +18,7 @@ pub(crate) async fn deliver(endpoint: &Arc<Endpoint>, mut delivery: Delivery) ->
     let mut lost = None;
     loop {
         let session = endpoint.session().ok_or_else(|| lost.take().unwrap_or(Undelivered::Away))?;
-        match session.forward(&delivery.head, &mut delivery.body, &mut delivery.pass).await {
+        match session.forward(&mut delivery).await {
             Err(Undelivered::Lost(error @ StreamError::Lost(_))) if again(&delivery) => {
                 tracing::debug!(delivery = %delivery.head.id, %error, "trying the delivery over the next session");
                 endpoint.left(&session);

@@ -109,6 +109,7 @@ impl Server {
             shutdown: shutdown.clone(),
         });
         let tls = TlsAcceptor::from(Arc::new(certs.server_config(&[b"h2", b"http/1.1"])));
+        let write_timeout = config.public.write_timeout;
         let public = Public::new(config.public, handler, metrics.clone(), shutdown.clone());
         shutdown.rest.spawn(public.clone().run(https, Some(tls)));
         if let Some(http) = http {
@@ -119,7 +120,7 @@ impl Server {
         }
         shutdown.rest.spawn(tunnel.clone().run());
         let ca = certs.ca();
-        shutdown.rest.spawn(upkeep(store.clone(), registry, tunnel, certs, shutdown.clone()));
+        shutdown.rest.spawn(upkeep(store.clone(), registry, tunnel, certs, write_timeout, shutdown.clone()));
         Ok(Self { addresses, ca, store, shutdown, grace: config.grace })
     }
 
@@ -154,6 +155,7 @@ async fn upkeep(
     registry: Arc<Registry>,
     tunnel: Arc<Tunnel>,
     certs: Arc<certs::Certs>,
+    write_timeout: Duration,
     shutdown: Shutdown,
 ) {
     let mut seen = store.version().await.ok();
@@ -161,6 +163,7 @@ async fn upkeep(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while shutdown.close.run_until_cancelled(ticks.tick()).await.is_some() {
         certs.upkeep();
+        tunnel.cut_replies(write_timeout);
         let now = store.version().await.ok();
         let changed = now != seen;
         seen = now;

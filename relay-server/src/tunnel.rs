@@ -4,6 +4,7 @@ mod endpoint;
 mod handshake;
 mod names;
 mod registry;
+mod reply;
 mod session;
 
 use std::time::Duration;
@@ -11,7 +12,8 @@ use std::time::Duration;
 pub(crate) use endpoint::{Parts, Tunnel};
 pub(crate) use handshake::Urls;
 pub(crate) use registry::{Endpoint, Registry};
-pub(crate) use session::{ReplyStream, collect};
+pub(crate) use reply::ReplyStream;
+pub(crate) use session::collect;
 
 /// How clients are taken.
 #[derive(Clone, Copy, Debug)]

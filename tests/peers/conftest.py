@@ -30,9 +30,6 @@ KNOWN_GAPS = {
     },
     "test_trailers_pass_without_being_announced": "hyper's HTTP/1.1 client sends announced trailers only",
     "9110-15.2-endless]": "an app's endless 1xx answers are read until the time is over",
-    "test_flood[window]": "replies that an HTTP/2 sender gives no window hold the link's window",
-    "test_a_few_slow_readers_do_not_hold_up_the_endpoint": "many slow readers share the link's window with the others",
-    "test_slow_readers_are_cut_off_and_cost_little": "many slow readers share the link's window with the others",
 }
 
 

@@ -103,7 +103,7 @@ def test_an_app_that_stays_down_is_503(world):
         reply = world.post(body=b"event")
         assert reply.status == 503 and int(reply.header("retry-after")) > 0
         assert app.address in reply.body.decode()
-        client.wait(lambda: len(client.deliveries()) == 2, what="both deliveries")
+        client.wait(lambda: len(client.deliveries()) == 21, what="all deliveries")
         app.open()
         assert world.get().status == 200
 
@@ -142,8 +142,8 @@ def test_a_reply_cut_midway_ends_unclean(world, framing):
     piece = b"10\r\n0123456789abcdef\r\n" if "chunked" in framing else b"0123456789abcdef"
     app = world.app(answer=lambda seen, _: f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode() + piece, keep_alive=False)
     client = world.client(app)
-    # Where the app broke off before anything was passed on, the sender is told so, or gets nothing.
-    with contextlib.suppress(Closed):
+    # Where the app broke off before anything was passed on, the sender is told so.
+    for _ in range(20):
         reply = world.get()
         assert reply.status == 502 or (
             reply.status == 200 and not reply.complete and b"0123456789abcdef".startswith(reply.body[:16])
@@ -153,7 +153,7 @@ def test_a_reply_cut_midway_ends_unclean(world, framing):
             assert sender.get(world.url()).status_code == 502
         except httpx.RemoteProtocolError:
             pass
-    client.wait(lambda: len(client.deliveries()) == 2, what="both deliveries")
+    client.wait(lambda: len(client.deliveries()) == 21, what="all deliveries")
 
 
 @pytest.mark.parametrize("length", [0, 10, 41, 1000], ids=["nothing", "half a head", "a head", "half a body"])
@@ -164,9 +164,8 @@ def test_cut_replies_cost_nothing_else(new_world, length):
     app = world.app(answer=lambda seen, _: whole[:length], keep_alive=False)
     client = world.client(app)
     for _ in range(60):
-        with contextlib.suppress(Closed):
-            reply = world.get()
-            assert reply.status == 502 or (reply.status == 200 and not reply.complete and length > 40), reply
+        reply = world.get()
+        assert reply.status == 502 or (reply.status == 200 and not reply.complete and length > 40), reply
     app.answer = app.echo
     assert world.get().status == 200
     assert client.find("session", is_down) is None

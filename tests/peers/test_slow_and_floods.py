@@ -224,8 +224,12 @@ def test_slow_readers_are_cut_off_and_cost_little(slow):
 
 
 def open_connections(world):
+    return metric(world, "connections")
+
+
+def metric(world, name):
     _, metrics = world.relay.get("/metrics")
-    return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith("hookway_relay_connections "))
+    return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"hookway_relay_{name} "))
 
 
 def test_a_few_slow_readers_do_not_hold_up_the_endpoint(slow):
@@ -233,6 +237,37 @@ def test_a_few_slow_readers_do_not_hold_up_the_endpoint(slow):
     with GoodSender(slow, p99=1.0), contextlib.ExitStack() as stack:
         wires(slow, 10, stack, request("GET", "/big"), receive_buffer=4096)
         eventually(lambda: open_connections(slow) <= 1, WRITE_TIMEOUT + 10, "the relay giving the slow readers up")
+
+
+def test_an_http2_sender_that_gives_no_window_is_cut_off(slow):
+    """Its connection is healthy, but what it asked for has nowhere to go."""
+    before = metric(slow, "replies_cut_total")
+    with slow.wire(alpn=("h2",), timeout=WRITE_TIMEOUT + 10) as wire:
+        sender = Frames(wire)
+        sender.write(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}))
+        sender.write(sender.headers(sender.stream(), request_fields("GET", "/big")))
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while wire.receive():
+                pass
+        assert WRITE_TIMEOUT - 0.5 < time.monotonic() - started < WRITE_TIMEOUT + 5
+    assert metric(slow, "replies_cut_total") == before + 1
+
+
+def test_a_reply_that_waits_for_its_app_is_not_cut_off(slow):
+    """Only the sender has to hurry: an app may stream an event now and then."""
+    slow.slow_app.answer, echo = trickle, slow.slow_app.answer
+    try:
+        reply = slow.get("/trickle")
+        assert reply.complete and reply.body == b"first, last"
+    finally:
+        slow.slow_app.answer = echo
+
+
+def trickle(_seen, connection):
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst")
+    time.sleep(WRITE_TIMEOUT + 3)
+    return b", last"
 
 
 @pytest.mark.skipif(not shutil.which("slowhttptest"), reason="slowhttptest is not installed")

@@ -8,16 +8,16 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let input = Bytes::copy_from_slice(input);
     let mut out = BytesMut::new();
-    if let Ok(head) = RequestHead::decode(input.clone()) {
+    if let Ok(head) = RequestHead::decode(&input) {
         head.encode(&mut out);
-        assert_eq!(RequestHead::decode(out.split().freeze()), Ok(head));
+        assert_eq!(RequestHead::decode(&out.split().freeze()), Ok(head));
     }
-    if let Ok(head) = ReplyHead::decode(input.clone()) {
+    if let Ok(head) = ReplyHead::decode(&input) {
         head.encode(&mut out);
-        assert_eq!(ReplyHead::decode(out.split().freeze()), Ok(head));
+        assert_eq!(ReplyHead::decode(&out.split().freeze()), Ok(head));
     }
-    if let Ok(trailers) = decode_trailers(input) {
+    if let Ok(trailers) = decode_trailers(&input) {
         encode_trailers(&trailers, &mut out);
-        assert_eq!(decode_trailers(out.freeze()), Ok(trailers));
+        assert_eq!(decode_trailers(&out.freeze()), Ok(trailers));
     }
 });

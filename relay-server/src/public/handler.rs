@@ -1,11 +1,11 @@
 //! One request: which endpoint it is for, whether it may pass, and its answer.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use hookway_protocol::head::{Failure, RequestHead};
 use hookway_protocol::headers::{Headers, is_of_the_relay};
 use hookway_protocol::host::{EndpointName, Host};
@@ -27,6 +27,10 @@ use crate::metrics::{self, Metrics, Up};
 use crate::relay;
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Endpoint, Registry, collect};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Answers requests.
 #[derive(Debug)]
@@ -76,7 +80,7 @@ impl Handler {
         if request.body().size_hint().lower() > limit {
             return Err(Answer::too_large(limit));
         }
-        let mut pass = Some(endpoint.enter()?);
+        let pass = Some(endpoint.enter()?);
         let upgrade = upgrade(&request);
         let to_head = request.method() == Method::HEAD;
         let head = head(sender, id, &endpoint.name, &request, upgrade.clone())?;
@@ -84,10 +88,12 @@ impl Handler {
         let reply = if upgrade.is_some() {
             let switched = hyper::upgrade::on(&mut request);
             let session = endpoint.session().ok_or(Undelivered::Away)?;
-            match session.upgrade(&head, &mut pass).await? {
+            let body = Body::Whole(Bytes::new(), None);
+            let mut delivery = Delivery { head, body, pass, hang_up: sender.hang_up.clone() };
+            match session.upgrade(&mut delivery).await? {
                 Err(reply) => reply,
                 Ok((status, headers, stream)) => {
-                    let (close, pass) = (self.shutdown.close.clone(), pass);
+                    let (close, pass) = (self.shutdown.close.clone(), delivery.pass);
                     self.shutdown.work.spawn(async move {
                         let _pass = pass;
                         if let Ok(upgraded) = switched.await {
@@ -100,7 +106,7 @@ impl Handler {
                 }
             }
         } else {
-            self.reply(endpoint, head, request.into_body(), pass).await?
+            self.reply(sender, endpoint, head, request.into_body(), pass).await?
         };
         self.metrics.first_byte.observe(started.elapsed().as_secs_f64());
         match reply {
@@ -124,6 +130,7 @@ impl Handler {
     /// sender hangs up, which drops this future; a larger one, or one of unknown length, streams.
     async fn reply(
         &self,
+        sender: &Sender,
         endpoint: Arc<Endpoint>,
         head: RequestHead,
         body: Incoming,
@@ -132,16 +139,17 @@ impl Handler {
         let announced = body.size_hint().exact();
         let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
         let limits = InboundLimits { max_body, timeout, min_rate };
+        let hang_up = sender.hang_up.clone();
         let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone());
         if announced.is_none_or(|length| length > hookway_protocol::WHOLE_BODY as u64) {
-            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass };
+            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass, hang_up };
             return Ok(relay::deliver(&endpoint, delivery).await?);
         }
         let deliver = async move {
             let body = tokio::time::timeout(timeout, collect(inbound)).await;
             let body = body.unwrap_or(Err(InboundError::TooSlow)).map_err(Undelivered::Body)?;
             let head = RequestHead { whole: true, ..head };
-            relay::deliver(&endpoint, Delivery { head, body, pass }).await
+            relay::deliver(&endpoint, Delivery { head, body, pass, hang_up }).await
         };
         Ok(CarriedOut::new(deliver, &self.shutdown.work).await?)
     }
@@ -167,25 +175,30 @@ impl Handler {
 /// The host that the request is for. Whatever two readers could take differently is refused (RFC 9112 §3.2).
 fn host(request: &Request<Incoming>) -> Result<Host<'_>, Answer> {
     let malformed = |_| Answer::malformed("the Host is not a host name");
-    let headers = request.headers();
-    if headers.get_all(header::TRANSFER_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
-        || headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1
-    {
-        return Err(Answer::malformed("the only transfer encoding taken is chunked"));
-    }
     if request.method() == Method::CONNECT {
         return Err(Answer::malformed("this is no proxy"));
     }
     if request.uri().scheme().is_none() && request.uri().authority().is_some() {
         return Err(Answer::malformed("the target is no path"));
     }
-    if headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 || !headers.iter().all(is_a_field) {
-        return Err(Answer::malformed("a header field is broken"));
+    let (mut field, mut lengths, mut encodings) = (None, 0, 0);
+    for (name, value) in request.headers() {
+        if !is_a_field(name, value) {
+            return Err(Answer::malformed("a header field is broken"));
+        }
+        match *name {
+            header::HOST if field.replace(value).is_some() => return Err(Answer::malformed("more than one Host")),
+            header::CONTENT_LENGTH => lengths += 1,
+            header::TRANSFER_ENCODING if value.as_bytes().eq_ignore_ascii_case(b"chunked") => encodings += 1,
+            header::TRANSFER_ENCODING => encodings += 2,
+            _ => {}
+        }
     }
-    let mut named = headers.get_all(header::HOST).iter();
-    let (field, more) = (named.next(), named.next());
-    if more.is_some() {
-        return Err(Answer::malformed("more than one Host"));
+    if encodings > 1 {
+        return Err(Answer::malformed("the only transfer encoding taken is chunked"));
+    }
+    if lengths > 1 {
+        return Err(Answer::malformed("more than one Content-Length"));
     }
     let field = field.map(|value| value.to_str().map_err(|_| Answer::malformed("the Host is not a host name")));
     let field = field.transpose()?.map(Host::parse).transpose().map_err(malformed)?;
@@ -200,7 +213,7 @@ fn host(request: &Request<Incoming>) -> Result<Host<'_>, Answer> {
 }
 
 /// Whether a field is one by RFC 9110 §5; HTTP/2 lets more through.
-fn is_a_field((name, value): (&HeaderName, &HeaderValue)) -> bool {
+fn is_a_field(name: &HeaderName, value: &HeaderValue) -> bool {
     let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
     let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
@@ -212,8 +225,7 @@ fn outgoing(status: StatusCode, headers: Headers, body: &ReplyBody, to_head: boo
     if status.is_informational() {
         return None;
     }
-    let map = headers.into_map();
-    let mut map = Headers::end_to_end(&map, None, |_| true).into_map();
+    let mut map = headers.into_end_to_end();
     let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
     let length = lengths.next().map(|value| value.to_str().ok()?.parse::<u64>().ok());
     match (length, lengths.next(), body) {
@@ -253,7 +265,7 @@ fn head(
         method: request.method().clone(),
         target,
         headers: forwarded(sender, request),
-        remote: sender.ip.to_string(),
+        remote: sender.node.text.clone(),
         attempt: 1,
         possible_duplicate: false,
         whole: false,
@@ -277,22 +289,16 @@ fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
         headers.push(header::TE, HeaderValue::from_static("trailers"));
     }
     let proto = if sender.tls.is_some() { "https" } else { "http" };
-    let ip = sender.ip.to_string();
-    let node = match sender.ip {
-        IpAddr::V4(_) => ip.clone(),
-        IpAddr::V6(_) => format!("\"[{ip}]\""),
-    };
-    let mut push = |name: &'static str, value: Result<HeaderValue, _>| {
-        if let Ok(value) = value {
-            headers.push(HeaderName::from_static(name), value);
-        }
-    };
-    push("x-forwarded-for", HeaderValue::try_from(ip));
-    push("x-forwarded-proto", Ok(HeaderValue::from_static(proto)));
+    let node = &sender.node;
+    headers.push(X_FORWARDED_FOR, node.value.clone());
+    headers.push(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     if let Some(host) = host {
         let text = host.to_str().unwrap_or_default();
-        push("forwarded", HeaderValue::try_from(format!("for={node};host=\"{text}\";proto={proto}")));
-        push("x-forwarded-host", Ok(host));
+        let forwarded = ["for=", &node.quoted, ";host=\"", text, "\";proto=", proto].concat();
+        if let Ok(forwarded) = HeaderValue::try_from(forwarded) {
+            headers.push(header::FORWARDED, forwarded);
+        }
+        headers.push(X_FORWARDED_HOST, host);
     }
     headers
 }
@@ -314,7 +320,7 @@ fn upgrade(request: &Request<Incoming>) -> Option<String> {
 fn switching(status: StatusCode, headers: Headers, protocol: &str) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::Whole(None));
     *response.status_mut() = status;
-    *response.headers_mut() = Headers::end_to_end(&headers.into_map(), None, |_| true).into_map();
+    *response.headers_mut() = headers.into_end_to_end();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     if let Ok(protocol) = HeaderValue::from_str(protocol) {
         response.headers_mut().insert(header::UPGRADE, protocol);

@@ -1,6 +1,5 @@
 //! A sender's body: bounded in size, in time and in slowness.
 
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -49,11 +48,6 @@ pub(crate) enum InboundError {
 impl Inbound {
     pub(super) fn new(body: Incoming, limits: InboundLimits, count: Counter) -> Self {
         Self { body, limits, taken: 0, since: Instant::now(), deadline: None, waiting: false, count }
-    }
-
-    /// The next piece of the body.
-    pub(crate) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, InboundError>> {
-        poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await
     }
 
     fn take(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, InboundError> {

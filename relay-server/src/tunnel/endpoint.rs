@@ -217,6 +217,15 @@ impl Tunnel {
         }
     }
 
+    /// Ends replies that are not taken, and their senders' connections. Called every second.
+    pub(crate) fn cut_replies(&self, timeout: Duration) {
+        let sessions: Vec<_> = self.sessions().values().cloned().collect();
+        for session in sessions {
+            let cut = session.replies.cut(timeout);
+            self.doorkeeper.metrics.replies_cut.inc_by(cut as u64);
+        }
+    }
+
     fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -127,13 +127,14 @@ impl App {
 
     fn keep(&self, connection: http1::SendRequest<OutBody>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|connection| !connection.is_closed());
         if idle.len() < MAX_IDLE {
             idle.push(connection);
         }
     }
 
     async fn connect(&self, wait: Duration) -> Result<http1::SendRequest<OutBody>, Failed> {
+        // Those that the app has closed; looked for here, where time is spent anyway.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|connection| !connection.is_closed());
         let io = self.dial(wait, &[b"http/1.1"]).await?;
         let handshake = http1::Builder::new().max_buf_size(128 << 10).handshake(TokioIo::new(io)).await;
         let (connection, driver) = handshake.map_err(|error| self.bad_answer(&error))?;

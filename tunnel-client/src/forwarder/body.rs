@@ -44,7 +44,7 @@ impl Streaming {
                 Some(Ok(http_body::Frame::data(data)))
             }
             Ok(Some(Frame::Trailers(bytes))) => {
-                let trailers = head::decode_trailers(bytes).map_err(|error| StreamError::Protocol(error.to_string()));
+                let trailers = head::decode_trailers(&bytes).map_err(StreamError::from);
                 Some(trailers.map(|trailers| http_body::Frame::trailers(trailers.into_map())))
             }
             Ok(Some(Frame::End)) => {

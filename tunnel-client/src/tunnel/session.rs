@@ -1,21 +1,19 @@
 //! One connection to the relay: the hello, and the exchanges it brings.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
+use hookway_protocol::body::{self, Unsent};
 use hookway_protocol::frame::{self, Frame};
 use hookway_protocol::head::{self, Failure, ReplyHead, RequestHead};
-use hookway_protocol::headers::{Headers, allowed_in_trailers};
+use hookway_protocol::headers::Headers;
 use hookway_protocol::link::{Control, FIRST_STREAMS, Link, LinkError, Receiver, Sender, Stream, StreamError};
 use hookway_protocol::message::{ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage};
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, WHOLE_BODY, common_version};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{Semaphore, mpsc};
@@ -31,8 +29,6 @@ const ANSWER_IN: Duration = Duration::from_secs(5);
 const PONG_IN: Duration = Duration::from_secs(2);
 /// The relay must take back a leaving client's endpoints within this time.
 const RELEASED_IN: Duration = Duration::from_secs(2);
-/// A write of the reply's frames gathers up to this much.
-const GATHER: usize = 64 << 10;
 
 /// A session that was let in.
 #[derive(Debug)]
@@ -248,7 +244,7 @@ impl Exchanges {
                 // The next request may be there already.
                 let _ = open.receiver.rest();
                 let Ok(Some(Frame::Head(bytes))) = open.receiver.frame().await else { break };
-                let Ok(head) = RequestHead::decode(bytes) else { break };
+                let Ok(head) = RequestHead::decode(&bytes) else { break };
                 let _busy = self.busy.token();
                 stream = self.exchange(head, open).await;
             }
@@ -387,8 +383,7 @@ async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), 
                 });
             }
             Some(Frame::Trailers(bytes)) => {
-                let read = head::decode_trailers(bytes).map_err(|error| StreamError::Protocol(error.to_string()))?;
-                trailers = Some(read.into_map());
+                trailers = Some(head::decode_trailers(&bytes)?.into_map());
             }
             Some(Frame::End) => return Ok((body.unwrap_or_default(), trailers)),
             Some(Frame::Head(_)) | None => return Err(StreamError::Aborted),
@@ -409,66 +404,24 @@ async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamEr
     sender.send(&mut [out.freeze()]).await
 }
 
-/// Sends the app's answer as it comes; what is there already goes in one write. `Ok(true)` when it was complete,
-/// `Ok(false)` when it broke off before any of it was sent: then the sender can still be told.
+/// Sends the app's answer as it comes. `Ok(true)` when it was complete, `Ok(false)` when it broke off before any of it
+/// was sent: then the sender can still be told.
 async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result<bool, StreamError> {
     let mut out = BytesMut::with_capacity(512);
     frame::put_head(&mut out, |out| app_head(&response).encode(out));
-    let mut body = response.into_body();
-    let (mut pieces, mut gathered, mut begun) = (Vec::new(), 0, false);
-    loop {
-        let next = match body.frame().now_or_never() {
-            Some(next) => next,
-            None => {
-                if !out.is_empty() || !pieces.is_empty() {
-                    pieces.push(out.split().freeze());
-                    sender.send(&mut std::mem::take(&mut pieces)).await?;
-                    (gathered, begun) = (0, true);
-                }
-                // Do not keep the app busy for a sender that is gone.
-                let mut stopped = pin!(sender.stopped());
-                tokio::select! {
-                    next = body.frame() => next,
-                    () = &mut stopped => return Err(StreamError::Aborted),
-                }
-            }
-        };
-        match next {
-            Some(Ok(next)) => match next.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => {
-                    frame::put_data_start(&mut out, data.len());
-                    gathered += data.len();
-                    pieces.push(out.split().freeze());
-                    pieces.push(data);
-                    if gathered >= GATHER {
-                        sender.send(&mut std::mem::take(&mut pieces)).await?;
-                        (gathered, begun) = (0, true);
-                    }
-                }
-                Err(next) => {
-                    if let Ok(trailers) = next.into_trailers() {
-                        let trailers = Headers::end_to_end(&trailers, None, allowed_in_trailers);
-                        frame::put_trailers(&mut out, |out| head::encode_trailers(&trailers, out));
-                    }
-                }
-            },
-            Some(Err(error)) => {
-                tracing::debug!(%error, "the app's answer broke off");
-                if begun {
-                    return Err(StreamError::Aborted);
-                }
-                let message = "the local app's answer broke off".to_owned();
-                send_head(sender, &ReplyHead::Failed { failure: Failure::BadAnswer, message }).await?;
-                sender.send(&mut [Bytes::from_static(frame::END)]).await?;
-                return Ok(false);
-            }
-            None => {
-                out.extend_from_slice(frame::END);
-                pieces.push(out.freeze());
-                sender.send(&mut pieces).await?;
-                return Ok(true);
-            }
+    match body::send(sender, out, response.into_body()).await {
+        Ok(()) => Ok(true),
+        Err(Unsent::Stream(error)) => Err(error),
+        Err(Unsent::Body { begun: true, error }) => {
+            tracing::debug!(%error, "the app's answer broke off");
+            Err(StreamError::Aborted)
+        }
+        Err(Unsent::Body { begun: false, error }) => {
+            tracing::debug!(%error, "the app's answer broke off");
+            let message = "the local app's answer broke off".to_owned();
+            send_head(sender, &ReplyHead::Failed { failure: Failure::BadAnswer, message }).await?;
+            sender.send(&mut [Bytes::from_static(frame::END)]).await?;
+            Ok(false)
         }
     }
 }
