@@ -64,7 +64,8 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
 
 fn announce(server: &Server, domain: &str, json: bool) {
     let addresses = server.addresses();
-    let ca = server.ca().map(|path| path.display().to_string());
+    let absolute = |path: &std::path::PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let ca = server.ca().map(|path| absolute(path).display().to_string());
     if json {
         let text = |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string());
         let (http, admin) = (text(addresses.http), text(addresses.admin));

@@ -116,6 +116,9 @@ impl Server {
             shutdown.rest.spawn(public.run(http, None));
         }
         if let Some(admin) = admin {
+            if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
+                tracing::warn!("the admin listener asks nobody who they are: let nobody else reach it");
+            }
             shutdown.rest.spawn(admin::run(admin, metrics, store.clone(), shutdown.clone()));
         }
         shutdown.rest.spawn(tunnel.clone().run());

@@ -199,6 +199,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn tokens_that_ended_long_ago_are_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path()).expect("a store");
+        let day = std::time::Duration::from_secs(86_400);
+        for days in [31, 29] {
+            store.create_token("old", vec![], Some(Timestamp::now() - day * days)).await.expect("a token");
+        }
+        let valid = store.create_token("new", vec![], Some(Timestamp::now() + day)).await.expect("a token");
+        store.create_token("last", vec![], None).await.expect("a token");
+        let names: Vec<_> = store.tokens().await.expect("tokens").into_iter().map(|token| token.name).collect();
+        assert_eq!(names, ["old", "new", "last"]);
+        assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &valid.token).is_some());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_may_read_the_store() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let _store = Store::open(folder.path()).expect("a store");
+        for entry in std::fs::read_dir(folder.path()).expect("a folder") {
+            let entry = entry.expect("an entry");
+            let mode = entry.metadata().expect("its rights").permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}", entry.path().display());
+        }
+    }
+
+    #[tokio::test]
     async fn a_change_by_another_process_is_seen() {
         let folder = tempfile::tempdir().expect("a folder");
         let (store, other) = (Store::open(folder.path()).expect("a store"), Store::open(folder.path()).expect("again"));

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_relay::Rate;
-use hookway_tests::{App, World, body, post};
+use hookway_tests::{App, World, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Notify;
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_413_before_it_is_read() {
@@ -61,26 +60,16 @@ async fn a_token_has_a_rate_over_all_its_endpoints() {
 #[tokio::test]
 async fn too_many_at_once_is_429() {
     let world = World::with(|config| config.limits.max_concurrent = 1).await;
-    let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (at, on) = (arrived.clone(), go_on.clone());
-    let app = App::start(move |seen| {
-        let (at, on) = (at.clone(), on.clone());
-        async move {
-            at.notify_one();
-            on.notified().await;
-            body(200, seen.body)
-        }
-    })
-    .await;
+    let (app, held) = App::held().await;
     let _client = world.client("billing", &app).await;
     let second = async {
-        arrived.notified().await;
+        held.arrived().await;
         let _ = world.send(post("billing", "/").body("2")).await.expect(429);
-        go_on.notify_one();
+        held.go_on();
     };
     let (first, ()) = tokio::join!(world.send(post("billing", "/").body("1")), second);
     let _ = first.expect(200);
-    go_on.notify_one();
+    held.go_on();
     let _ = world.send(post("billing", "/").body("3")).await.expect(200);
 }
 

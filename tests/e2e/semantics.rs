@@ -1,11 +1,9 @@
 //! The rows of the README's table of what happens when.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hookway::Outcome;
-use hookway_tests::{App, World, body, get, post, text};
-use tokio::sync::Notify;
+use hookway_tests::{App, World, get, post, text};
 
 #[tokio::test]
 async fn the_apps_answer_goes_back_verbatim() {
@@ -103,24 +101,14 @@ async fn an_unknown_endpoint_is_404_in_one_line() {
 #[tokio::test]
 async fn a_sender_that_hangs_up_does_not_cut_a_whole_delivery() {
     let world = World::new().await;
-    let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (at, on) = (arrived.clone(), go_on.clone());
-    let app = App::start(move |seen| {
-        let (at, on) = (at.clone(), on.clone());
-        async move {
-            at.notify_one();
-            on.notified().await;
-            body(200, seen.body)
-        }
-    })
-    .await;
+    let (app, held) = App::held().await;
     let client = world.client("billing", &app).await;
     tokio::select! {
         _ = world.send(post("billing", "/").body("kept")) => unreachable!("the app has not answered"),
-        () = arrived.notified() => {}
+        () = held.arrived() => {}
     }
     // The sender's connection is gone now; the app goes on and its answer is recorded.
-    go_on.notify_one();
+    held.go_on();
     let delivered = client.next_delivery().await.expect("a delivery");
     assert_eq!(delivered.bytes, 4);
     assert_eq!(app.seen().len(), 1);

@@ -1,6 +1,5 @@
 //! Who may serve what, and for how long.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hookway::{ConnectError, Event};
@@ -8,7 +7,6 @@ use hookway_protocol::message::Code;
 use hookway_tests::{App, World, body, post};
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Notify;
 
 fn refusal(result: Result<hookway::Client, ConnectError>) -> Code {
     match result {
@@ -138,26 +136,16 @@ async fn a_client_without_a_name_gets_a_readable_one_and_keeps_it() {
 #[tokio::test]
 async fn shutdown_finishes_what_is_in_flight() {
     let world = World::new().await;
-    let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (at, on) = (arrived.clone(), go_on.clone());
-    let app = App::start(move |seen| {
-        let (at, on) = (at.clone(), on.clone());
-        async move {
-            at.notify_one();
-            on.notified().await;
-            body(200, seen.body)
-        }
-    })
-    .await;
+    let (app, held) = App::held().await;
     let _client = world.client("billing", &app).await;
     let mut tls = world.tls("billing.hooks.test", b"http/1.1").await.expect("a connection");
     let sent = b"POST / HTTP/1.1\r\nhost: billing.hooks.test\r\ncontent-length: 4\r\n\r\nkept";
     tls.write_all(sent).await.expect("written");
-    arrived.notified().await;
+    held.arrived().await;
     let read = async {
         let mut got = String::new();
         // The relay lets the app answer only once it is stopping.
-        go_on.notify_one();
+        held.go_on();
         let _ = tls.read_to_string(&mut got).await;
         got
     };

@@ -1,7 +1,7 @@
 //! Bodies that flow, connections that change protocol.
 
 use bytes::Bytes;
-use hookway_tests::{App, World, get, post};
+use hookway_tests::{App, World, get, post, text};
 use http_body_util::{BodyExt, StreamBody};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -36,6 +36,36 @@ async fn each_piece_of_an_answer_arrives_before_the_next_is_sent() {
     }
     drop(pieces);
     assert!(answer.frame().await.is_none(), "a clean end");
+}
+
+#[tokio::test]
+async fn an_answer_counts_until_it_has_ended() {
+    let world = World::new().await;
+    let (pieces, body) = fed();
+    let first = std::sync::Mutex::new(Some(body));
+    let first = std::sync::Arc::new(first);
+    let app = App::start(move |_| {
+        let first = first.lock().expect("unpoisoned").take();
+        async move { first.map_or_else(|| text(200, "second"), http::Response::new) }
+    })
+    .await;
+    let token = world.token("events", &[]).await;
+    let options = world.options(&token, app.address).name("events").expect("a name");
+    let options = options.forward(|forward| forward.max_connections = 1);
+    let _client = hookway::Client::connect(options).await.expect("connected");
+    let answer = world.response("events.hooks.test", get("events", "/")).await.expect("a head").into_body();
+    let busy = world.send(post("events", "/").body("{}")).await.expect(503);
+    assert!(busy.text().contains("--max-connections") && busy.headers.contains_key("retry-after"), "{busy:?}");
+    drop(pieces);
+    assert!(answer.collect().await.expect("a clean end").to_bytes().is_empty());
+    for _ in 0..100 {
+        let answer = world.send(post("events", "/").body("{}")).await;
+        if answer.status == 200 {
+            return assert_eq!(answer.text(), "second");
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the place was not given back");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import re
 import signal
 import socket
@@ -207,16 +208,17 @@ class Project:
         self.world, self.folder, self.home = world, folder, folder / "home"
         self.started = []
 
-    def start(self, *words, below="", title="project"):
+    def start(self, *words, below="", title="project", relay=None, token=None):
+        relay = on(self.world) if relay is None else relay
         where = self.folder / below
         where.mkdir(parents=True, exist_ok=True)
         environment = {
-            "HOOKWAY_TOKEN": self.world.default_token,
+            "HOOKWAY_TOKEN": self.world.default_token if token is None else token,
             "HOME": str(self.home),
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "XDG_DATA_HOME": str(self.home / "data"),
         }
-        command = ["env", "-C", str(where), HOOKWAY, *words, *on(self.world), "--json"]
+        command = ["env", "-C", str(where), HOOKWAY, *words, *relay, "--json"]
         self.started.append(Program(f"{title}-{len(self.started)}", command, self.folder / "logs", environment))
         return self.started[-1], self.started[-1].event("ready")
 
@@ -275,10 +277,12 @@ def test_token_file(world, app, name, tmp_path):
     assert world.get(name=name).status == 200
 
 
-def test_token_file_of_the_project(world, app, project, name):
+@pytest.mark.parametrize("below", ["", "src/deep"])
+def test_files_that_the_project_names_are_beside_its_own(world, app, project, name, below):
     (project.folder / "secret").write_text(world.default_token + "\n")
-    (project.folder / "hookway.toml").write_text(f'token-file = "{project.folder}/secret"\n')
-    project.start(app.address, "-n", name)
+    (project.folder / "ca.pem").write_bytes(pathlib.Path(world.relay.ca).read_bytes())
+    (project.folder / "hookway.toml").write_text(f'relay = "{world.authority()}"\ntoken-file = "secret"\nrelay-ca = "ca.pem"\n')
+    project.start(app.address, "-n", name, below=below, relay=(), token="")
     assert world.get(name=name).status == 200
 
 
@@ -508,6 +512,8 @@ def test_login_keeps_a_token_for_its_relay_only(world, hookway, tmp_path):
     assert hookway("logout").returncode == 0
     assert world.default_token not in kept.read_text()
     three_parts(hookway("3000"), 4)
+    kept.unlink()
+    assert "no token" in hookway("logout").stdout and not kept.exists()
 
 
 def test_a_target_and_a_command_do_not_go_together(hookway):

@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 /// A request as the app saw it.
@@ -84,10 +85,53 @@ impl App {
         Self::start(|seen| async move { body(200, seen.body) }).await
     }
 
+    /// An app that answers as [`Self::echo`], but each request only when the test lets it go on.
+    pub async fn held() -> (Self, Held) {
+        let held = Held::default();
+        let (arrived, go_on) = (held.arrived.clone(), held.go_on.clone());
+        let app = Self::start(move |seen| {
+            let (arrived, go_on) = (arrived.clone(), go_on.clone());
+            async move {
+                arrived.add_permits(1);
+                go_on.acquire().await.expect("never closed").forget();
+                body(200, seen.body)
+            }
+        });
+        (app.await, held)
+    }
+
     /// What it saw so far.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Holds an app back.
+#[derive(Debug)]
+pub struct Held {
+    arrived: Arc<Semaphore>,
+    go_on: Arc<Semaphore>,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { arrived: Arc::new(Semaphore::new(0)), go_on: Arc::new(Semaphore::new(0)) }
+    }
+}
+
+impl Held {
+    /// Waits until one more request is at the app.
+    ///
+    /// # Panics
+    /// Never.
+    pub async fn arrived(&self) {
+        self.arrived.acquire().await.expect("never closed").forget();
+    }
+
+    /// Lets one request be answered.
+    pub fn go_on(&self) {
+        self.go_on.add_permits(1);
     }
 }
 

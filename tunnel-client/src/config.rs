@@ -139,6 +139,11 @@ fn read_files(user: &Path, named: bool, given: &ArgMatches) -> Result<(Vec<OsStr
                 ("target", Some(target)) => vec![target.into()],
                 ("strip-prefix", Some("true")) => vec!["--strip-prefix".into()],
                 ("strip-prefix", _) => vec![],
+                // Beside the file that names it, wherever the command is run.
+                (key @ ("relay-ca" | "token-file"), Some(value)) => {
+                    let file = path.parent().unwrap_or(Path::new("")).join(value);
+                    vec![format!("--{key}={}", file.display()).into()]
+                }
                 (key, _) => setting.values.iter().map(|value| format!("--{key}={value}").into()).collect(),
             };
             let alone = command.clone().no_binary_name(true).try_get_matches_from(&values);
@@ -184,7 +189,7 @@ pub(crate) fn data_dir() -> Result<PathBuf, ConfigError> {
 }
 
 /// What `hookway login` keeps.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Login {
     pub(crate) relay: Option<String>,
@@ -197,7 +202,7 @@ pub(crate) struct Login {
     pub(crate) rest: toml::Table,
 }
 
-/// Changes the user's file, which only its owner may read.
+/// Changes the user's file, which only its owner may read. Without a change nothing is written.
 pub(crate) fn change_login(path: &Path, change: impl FnOnce(&mut Login)) -> Result<(), ConfigError> {
     let file = |source| ConfigError::File { path: path.display().to_string(), source };
     let text = match std::fs::read_to_string(path) {
@@ -206,7 +211,11 @@ pub(crate) fn change_login(path: &Path, change: impl FnOnce(&mut Login)) -> Resu
         Err(error) => return Err(file(error)),
     };
     let mut login: Login = toml::from_str(&text).map_err(|error| file(std::io::Error::other(error.to_string())))?;
+    let before = login.clone();
     change(&mut login);
+    if login == before {
+        return Ok(());
+    }
     let text = toml::to_string(&login).map_err(|error| file(std::io::Error::other(error)))?;
     write_private(path, &text).map_err(file)
 }

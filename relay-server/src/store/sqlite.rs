@@ -1,6 +1,6 @@
 //! The store in SQLite: WAL, `synchronous=FULL`, one thread that owns the one connection.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -25,6 +25,8 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     CREATE TABLE reset_key (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL) STRICT;
 "];
+/// Tokens that were revoked or had expired this long ago are no longer listed.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 86_400);
 /// Calls that wait for the thread; more callers wait to be among them.
 const MAX_WAITING: usize = 256;
 
@@ -42,6 +44,9 @@ impl Database {
             source,
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(|e| failed(e.into()))?;
+        // SQLite gives the files beside it the same rights.
+        let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        drop(file.map_err(|e| failed(e.into()))?);
         let mut connection = Connection::open(&path).map_err(|e| failed(e.into()))?;
         prepare(&mut connection).map_err(|error| match error {
             StoreError::Failed(source) => failed(source),
@@ -104,6 +109,9 @@ pub(super) fn kept_key(db: &mut Connection, fresh: &[u8; 32]) -> rusqlite::Resul
 
 pub(super) fn insert_token(db: &mut Connection, row: &TokenRow) -> rusqlite::Result<()> {
     let endpoints = row.endpoints.join(" ");
+    // `hookway dev` makes one at each start.
+    let old = row.created_at.saturating_sub(FORGOTTEN_AFTER).map_or_else(|_| String::new(), |at| at.to_string());
+    db.execute("DELETE FROM token WHERE revoked_at < ?1 OR expires_at < ?1", [old])?;
     db.execute(
         "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?)",
         params![

@@ -11,6 +11,9 @@ use crate::config::{self, Files};
 use crate::output::{Failure, Output};
 use crate::tunnel::{RelayAddress, Welcomed};
 
+/// Where a token could have come from.
+pub(super) const NO_TOKEN: &str = "neither HOOKWAY_TOKEN, --token-file nor a login gives one";
+
 pub(super) fn login(
     global: &GlobalArgs,
     relay: &RelayAddress,
@@ -86,10 +89,13 @@ pub(super) fn logout(global: &GlobalArgs, output: Output) -> Result<ExitCode, Fa
 
 pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
     let Some(relay) = args.relay.clone() else {
-        return Err(Failure::new(3, "no relay is configured").next("hookway login RELAY"));
+        let cause = "neither a login, a file, HOOKWAY_RELAY nor --relay names one";
+        return Err(Failure::new(3, "no relay is configured").cause(cause).next("hookway login RELAY"));
     };
     let Some(token) = args.token(files)? else {
-        return Err(Failure::new(4, format!("there is no token for {relay}")).next(format!("hookway login {relay}")));
+        return Err(Failure::new(4, format!("there is no token for {relay}"))
+            .cause(NO_TOKEN)
+            .next(format!("hookway login {relay}")));
     };
     let welcomed = ask_relay(relay.clone(), token, args.relay_ca.clone())?;
     if output.is_json() {

@@ -146,7 +146,7 @@ fn options(args: &ForwardArgs, files: &Files) -> Result<(Options, String, bool),
     };
     let Some(token) = args.relay.token(files)? else {
         return Err(Failure::new(4, format!("there is no token for {relay}"))
-            .cause("neither HOOKWAY_TOKEN, --token-file nor a login gives one")
+            .cause(super::account::NO_TOKEN)
             .next(format!("hookway login {relay}")));
     };
     let shown = relay.to_string();

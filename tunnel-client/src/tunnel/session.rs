@@ -186,11 +186,12 @@ async fn talk(
                     if leaving {
                         continue;
                     }
-                    if endpoints.is_empty() && before > 0 {
-                        return End::TakenOver(format!("`{}`: {}", released.endpoint, released.reason));
-                    }
+                    let reason = format!("`{}`: {}", released.endpoint, released.reason);
                     let event = Event::Released { endpoint: released.endpoint, reason: released.reason };
                     let _ = events.send(event).await;
+                    if endpoints.is_empty() && before > 0 {
+                        return End::TakenOver(reason);
+                    }
                 }
                 Ok(Some(FromRelay { message: Some(RelayMessage::Pong(_)) })) => pinged = None,
                 // The relay is stopping: it closes the link when what is in flight is done.
@@ -279,7 +280,14 @@ impl Exchanges {
             let body = Streaming { receiver, count: counted.clone(), max, done: false };
             (None, OutBody::Stream(Box::new(body)), None)
         };
-        let reply = self.answer(head, body, counted.load(Ordering::Relaxed), whole.is_some(), &sender).await?;
+        // Held until the answer has been passed on.
+        let permit = self.permits.try_acquire();
+        let reply = if permit.is_ok() {
+            self.answer(head, body, counted.load(Ordering::Relaxed), whole.is_some(), &sender).await?
+        } else {
+            let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
+            Err(Failed { failure: Failure::Busy, short: "busy".into(), message })
+        };
         let mut joined = None;
         let sent = match reply {
             Ok(mut response) if upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -346,10 +354,6 @@ impl Exchanges {
             let message = format!("the body is over this client's limit of {max} bytes (--max-body)");
             return Some(Err(Failed { failure: Failure::TooLarge, short: "too large".into(), message }));
         }
-        let Ok(_permit) = self.permits.try_acquire() else {
-            let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
-            return Some(Err(Failed { failure: Failure::Busy, short: "busy".into(), message }));
-        };
         let forward = self.forwarder.forward(head, body);
         if whole {
             // Carried out even when the sender has hung up.
