@@ -123,8 +123,10 @@ class Program:
         return self.errors.read_bytes()[-last:].decode(errors="replace")
 
     def exited(self, seconds=DEADLINE):
-        """Its exit code, waited for."""
-        return self.process.wait(seconds)
+        """Its exit code, waited for, and all that it said before."""
+        code = self.process.wait(seconds)
+        self._reader.join(seconds)
+        return code
 
     def stop(self, seconds=15.0):
         """Ctrl-C, then SIGKILL when that did not help. The exit code; a panic on the way fails the test."""
