@@ -432,9 +432,9 @@ impl ControlReceiver {
                 }
                 self.buffer.reserve(start + length - self.buffer.len());
             }
-            let mut piece = [0; 2048];
-            match self.recv.read(&mut piece).await? {
-                Some(count) => self.buffer.extend_from_slice(&piece[..count]),
+            // Room for a piece is taken when there is one: most of its life a link is idle.
+            match self.recv.read_chunk(2048, true).await? {
+                Some(piece) => self.buffer.extend_from_slice(&piece.bytes),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(StreamError::Aborted),
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{self, Link, LinkError, Side, StreamError};
-use hookway_protocol::message::{ClientMessage, FromClient, FromRelay, GoAway, Pong, RelayMessage};
+use hookway_protocol::message::{ClientMessage, FromClient, FromRelay, GoAway, Pong, RelayMessage, Released};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, Incoming, TokioRuntime};
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::Config;
 use super::handshake::{Admitted, Doorkeeper, Urls};
 use super::registry::{Claim, Registry};
-use super::session::{MAX_MESSAGES, Session};
+use super::session::{MAX_RELEASED, Session};
 use crate::limits::{Counter, PerAddress};
 use crate::metrics::{self, Metrics, Up};
 use crate::shutdown::Shutdown;
@@ -110,7 +110,9 @@ impl Tunnel {
         let tunnel = self.clone();
         self.shutdown.rest.spawn(async move {
             let remote = incoming.remote_address();
-            let admitted = tokio::time::timeout(tunnel.config.handshake_timeout, tunnel.admit(incoming)).await;
+            // In a box, for the room of it is free again when a client is in: most of its life it is idle.
+            let admitted =
+                tokio::time::timeout(tunnel.config.handshake_timeout, Box::pin(tunnel.admit(incoming))).await;
             drop(place);
             match admitted {
                 Ok(Ok((link, control, admitted))) => tunnel.serve(link, control, admitted).await,
@@ -135,12 +137,12 @@ impl Tunnel {
         let id = format!("ses_{}", &DeliveryId::now().to_string()["req_".len()..]).to_lowercase();
         tracing::Span::current().record("session", &id);
         let welcome = self.doorkeeper.welcome(&admitted, &id);
-        let (messages, outgoing) = mpsc::channel(MAX_MESSAGES);
+        let (to_tell, released) = mpsc::channel(MAX_RELEASED);
         let uploads = self.shutdown.work.clone();
         let reply_bytes = self.doorkeeper.metrics.reply_bytes.clone();
         let grant = admitted.grant.clone();
         let session =
-            Session::new(id.clone(), grant, link.clone(), messages, uploads, self.config.reply_timeout, reply_bytes);
+            Session::new(id.clone(), grant, link.clone(), to_tell, uploads, self.config.reply_timeout, reply_bytes);
         let _up = Up::new(&self.doorkeeper.metrics.sessions);
         let registry = &self.doorkeeper.registry;
         let claims: Vec<Claim> = admitted.names.iter().filter_map(|name| registry.claim(name, &session)).collect();
@@ -151,7 +153,7 @@ impl Tunnel {
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
         tracing::info!(remote = %link.remote(), endpoints = names.join(" "), "client connected");
         self.sessions().insert(id.clone(), session.clone());
-        let end = self.talk(control, &session, claims, outgoing).await;
+        let end = self.talk(control, &session, claims, released).await;
         self.sessions().remove(&id);
         if matches!(end, LinkError::TimedOut | LinkError::Broken(_)) {
             self.doorkeeper.metrics.links_lost.inc();
@@ -165,7 +167,7 @@ impl Tunnel {
         control: link::Control,
         session: &Arc<Session>,
         mut claims: Vec<Claim>,
-        mut outgoing: mpsc::Receiver<RelayMessage>,
+        mut released: mpsc::Receiver<Released>,
     ) -> LinkError {
         let link::Control { mut sender, mut receiver } = control;
         let (mut told, mut leaving) = (false, false);
@@ -190,7 +192,7 @@ impl Tunnel {
                         None
                     }
                 },
-                message = outgoing.recv() => message,
+                message = released.recv() => message.map(RelayMessage::Released),
                 () = self.shutdown.stop_accepting.cancelled(), if !told => {
                     told = true;
                     Some(RelayMessage::GoAway(GoAway { reconnect_after_ms: 500 }))

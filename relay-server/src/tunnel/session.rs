@@ -10,7 +10,7 @@ use hookway_protocol::head::ReplyHead;
 use hookway_protocol::headers::Headers;
 use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::{Link, Sender, Stream, StreamError};
-use hookway_protocol::message::{RelayMessage, Released};
+use hookway_protocol::message::Released;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use prometheus_client::metrics::counter::Counter;
@@ -24,8 +24,8 @@ use crate::public::{Inbound, InboundError};
 
 /// Streams kept open for the next exchanges. Each costs both sides a little memory.
 const MAX_IDLE_STREAMS: usize = 64;
-/// Messages to the client that wait for their turn.
-pub(super) const MAX_MESSAGES: usize = 32;
+/// What the client is still to be told of released endpoints.
+pub(super) const MAX_RELEASED: usize = 32;
 
 /// One connected client.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Session {
     /// Streams between two exchanges.
     idle: Mutex<Vec<Stream>>,
     /// To the task that writes the control stream.
-    messages: mpsc::Sender<RelayMessage>,
+    released: mpsc::Sender<Released>,
     /// Uploads that go on while the reply is passed back.
     uploads: TaskTracker,
     reply_timeout: Duration,
@@ -49,19 +49,19 @@ impl Session {
         id: String,
         grant: Grant,
         link: Link,
-        messages: mpsc::Sender<RelayMessage>,
+        released: mpsc::Sender<Released>,
         uploads: TaskTracker,
         reply_timeout: Duration,
         reply_bytes: Counter,
     ) -> Arc<Self> {
         let (idle, replies) = (Mutex::default(), Replies::default());
-        Arc::new(Self { id, grant, link, idle, messages, uploads, reply_timeout, replies, reply_bytes })
+        Arc::new(Self { id, grant, link, idle, released, uploads, reply_timeout, replies, reply_bytes })
     }
 
     /// Tells the client that it no longer serves an endpoint.
     pub(super) fn released(&self, endpoint: &EndpointName, reason: &str) {
         let message = Released { endpoint: endpoint.to_string(), reason: reason.to_owned() };
-        if self.messages.try_send(RelayMessage::Released(message)).is_err() {
+        if self.released.try_send(message).is_err() {
             // It does not read its control stream; nothing else would tell it.
             self.link.close(reason);
         }

@@ -35,7 +35,7 @@ struct Args {
     #[arg(long, default_value_t = 256)]
     mib: u64,
     /// Clients that connect at once for the memory of each
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 100)]
     clients: usize,
     /// Serve as the local app (the benchmark starts itself so)
     #[arg(long, hide = true)]
@@ -52,8 +52,10 @@ fn main() -> anyhow::Result<()> {
 async fn measure(args: Args) -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let beside = own.parent().context("this program has a folder")?.to_owned();
-    let programs = Programs::start(&own, &args.bin_dir.unwrap_or(beside))?;
+    let programs = Programs::start(&own, &args.bin_dir.unwrap_or(beside).canonicalize()?)?;
     let (relay, client) = programs.memory()?;
+    // Before any load, for afterwards there is freed memory to take.
+    let each = programs.memory_of_a_client(args.clients)?;
     println!("| case | target | requests/s | p50 ms | p99 ms | CPU s/10k | against nginx | against the app |");
     println!("|---|---|---|---|---|---|---|---|");
     let time = Duration::from_secs_f64(args.seconds);
@@ -86,7 +88,6 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     println!("\nResident, idle before any load: relay {relay} KiB, client {client} KiB.");
     let (relay, client) = programs.memory()?;
     println!("After the load: relay {relay} KiB, client {client} KiB.");
-    let each = programs.memory_of_a_client(args.clients)?;
     println!("On the relay, each of {} idle clients: {each:.0} KiB.", args.clients);
     Ok(())
 }
