@@ -706,6 +706,24 @@ def app(environ, start):
     return [answer]
 """
 
+ASGI = """
+import hashlib, itertools, json
+count = itertools.count(1)
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    body, more = b"", True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        body, more = body + event.get("body", b""), event.get("more_body", False)
+    answer = json.dumps({"count": next(count), "length": len(body), "sha256": hashlib.sha256(body).hexdigest()}).encode()
+    fields = [(b"x-app", b"asgi"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": fields})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer})
+"""
+
 AIOHTTP = """
 import hashlib, itertools, sys
 from aiohttp import web
@@ -742,6 +760,25 @@ http {{
 """
 
 
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 5s
+  timeout server 5s
+listen app
+  bind 127.0.0.1:{port}
+  server behind 127.0.0.1:{behind}
+"""
+
+
+def start_haproxy(world, folder, port):
+    """As nginx."""
+    behind = world.app(answer=_counting())
+    (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, behind=behind.port))
+    return [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(folder / "haproxy.cfg")]
+
+
 def start_nginx(world, folder, port):
     """nginx passes on what it understood to a strict app behind it, which counts and hashes."""
     behind = world.app(answer=_counting())
@@ -775,17 +812,31 @@ def start_waitress(_world, folder, port):
     return [sys.executable, "-c", f"import waitress, wsgi; waitress.serve(wsgi.app, host='127.0.0.1', port={port})"]
 
 
+def start_uvicorn(_world, folder, port):
+    (folder / "asgi.py").write_text(ASGI)
+    return [sys.executable, "-m", "uvicorn", "asgi:app", "--app-dir", str(folder), "--port", str(port), "--http", "h11", "--log-level", "error"]
+
+
+def start_hypercorn(_world, folder, port):
+    (folder / "asgi.py").write_text(ASGI)
+    return [sys.executable, "-m", "hypercorn", f"{folder}/asgi:app", "--bind", f"127.0.0.1:{port}"]
+
+
 def start_aiohttp(_world, folder, port):
     (folder / "serve.py").write_text(AIOHTTP)
     return [sys.executable, str(folder / "serve.py"), str(port)]
 
 
+SBIN = "/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin"
 BACK_ENDS = {
-    "nginx": (start_nginx, lambda: shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")),
+    "nginx": (start_nginx, lambda: shutil.which("nginx", path=SBIN)),
+    "haproxy": (start_haproxy, lambda: shutil.which("haproxy", path=SBIN)),
     "node": (start_node, lambda: shutil.which("node")),
     "gunicorn": (start_gunicorn, lambda: _importable("gunicorn")),
     "waitress": (start_waitress, lambda: _importable("waitress")),
     "aiohttp": (start_aiohttp, lambda: _importable("aiohttp")),
+    "uvicorn": (start_uvicorn, lambda: _importable("uvicorn")),
+    "hypercorn": (start_hypercorn, lambda: _importable("hypercorn")),
 }
 NO_PATH = {"9112-3.2.4-options-star"}  # an asterisk is no path of these apps
 
