@@ -126,7 +126,11 @@ impl RequestHead {
                 (2, Value::Number(number)) => received_at_us = number,
                 (3, Value::Bytes(bytes)) => endpoint = text(bytes)?.parse().ok(),
                 (4, Value::Bytes(bytes)) => method = Method::from_bytes(bytes).ok(),
-                (5, Value::Bytes(bytes)) => target = PathAndQuery::from_maybe_shared(from.slice_ref(bytes)).ok(),
+                (5, Value::Bytes(bytes)) => {
+                    let read = PathAndQuery::from_maybe_shared(from.slice_ref(bytes)).ok();
+                    // `http` leaves a fragment out without a word.
+                    target = read.filter(|target| target.as_str().as_bytes() == bytes);
+                }
                 (6, Value::Bytes(bytes)) => fields.push(from, bytes)?,
                 (7, Value::Bytes(bytes)) => text(bytes)?.clone_into(&mut remote),
                 (8, Value::Number(number)) => attempt = u32::try_from(number).unwrap_or(u32::MAX),
