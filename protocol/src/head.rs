@@ -7,6 +7,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use crate::frame::MAX_HEAD;
 use crate::headers::Headers;
 use crate::host::EndpointName;
 use crate::id::DeliveryId;
@@ -107,6 +108,20 @@ impl RequestHead {
             put_bytes(out, 11, upgrade.as_bytes());
         }
         put_number(out, 12, self.http2.into());
+    }
+
+    /// Whether the other side takes a head of this size.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        // A field costs three tags and lengths; the rest of a head is small.
+        let fields = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 16);
+        let about = fields.sum::<usize>() + self.target.as_str().len() + 1024;
+        let exact = || {
+            let mut out = BytesMut::new();
+            self.encode(&mut out);
+            out.len()
+        };
+        self.headers.len() <= MAX_FIELDS && (about <= MAX_HEAD || exact() <= MAX_HEAD)
     }
 
     /// Reads a head.

@@ -2,7 +2,7 @@
 //! `tunnel/endpoint.rs` and the client's `tunnel/dial.rs` know that it is QUIC.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, TransportConfig, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use crate::frame::{self, Decoder, Frame, FrameError};
 use crate::head::HeadError;
@@ -29,6 +30,8 @@ pub const STREAM_WINDOW: u32 = 512 << 10;
 /// What one connection may have on its way: so many streams that nobody reads do not stop the others. Times the
 /// number of sessions this bounds a side's memory.
 pub const LINK_WINDOW: u32 = 64 << 20;
+/// An upgraded connection of which one side has ended may be silent for this long.
+pub const HALF_OPEN: Duration = Duration::from_secs(30);
 /// Streams a client allows at first; a connection's idle memory follows this number.
 pub const FIRST_STREAMS: u32 = 16;
 /// A read takes at least and at most this much room; it grows while reads fill it.
@@ -86,9 +89,10 @@ impl From<ConnectionError> for LinkError {
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::LocallyClosed => Self::ClosedHere,
             ConnectionError::ApplicationClosed(close) => {
-                Self::Closed(String::from_utf8_lossy(&close.reason).into_owned())
+                // It goes into logs: a line of it stays one.
+                Self::Closed(String::from_utf8_lossy(&close.reason).escape_debug().to_string())
             }
-            error => Self::Broken(error.to_string()),
+            error => Self::Broken(error.to_string().escape_debug().to_string()),
         }
     }
 }
@@ -200,7 +204,7 @@ impl Link {
 
     /// Closes the link when the guard is dropped, also by a task that is aborted.
     pub fn close_on_drop(&self, reason: &'static str) -> CloseOnDrop {
-        CloseOnDrop { link: self.clone(), reason }
+        CloseOnDrop { link: Some(self.clone()), reason }
     }
 
     /// Closes the link at once, with a reason for the other side's log.
@@ -213,13 +217,22 @@ impl Link {
 #[derive(Debug)]
 #[must_use]
 pub struct CloseOnDrop {
-    link: Link,
+    link: Option<Link>,
     reason: &'static str,
+}
+
+impl CloseOnDrop {
+    /// Lets the link stay open.
+    pub fn disarm(mut self) {
+        self.link = None;
+    }
 }
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.link.close(self.reason);
+        if let Some(link) = &self.link {
+            link.close(self.reason);
+        }
     }
 }
 
@@ -241,12 +254,20 @@ impl From<(SendStream, RecvStream)> for Stream {
 }
 
 impl Stream {
-    /// Carries the bytes of an upgraded connection both ways until both have ended.
+    /// Carries the bytes of an upgraded connection both ways until both have ended, or one has and the other has been
+    /// silent for [`HALF_OPEN`].
     pub async fn join(self, connection: impl AsyncRead + AsyncWrite) {
         let (mut read, mut write) = tokio::io::split(connection);
         let Self { mut sender, mut receiver } = self;
+        let (no_more_in, no_more_out) = (CancellationToken::new(), CancellationToken::new());
         let inwards = async {
-            while let Ok(Some(Frame::Data(data))) = receiver.frame().await {
+            let _ended = no_more_in.clone().drop_guard();
+            loop {
+                let frame = tokio::select! {
+                    frame = receiver.frame() => frame,
+                    () = silence(&no_more_out) => break,
+                };
+                let Ok(Some(Frame::Data(data))) = frame else { break };
                 if write.write_all(&data).await.is_err() || write.flush().await.is_err() {
                     break;
                 }
@@ -255,10 +276,17 @@ impl Stream {
             let _ = write.shutdown().await;
         };
         let outwards = async {
+            let _ended = no_more_out.clone().drop_guard();
+            let mut stopped = pin!(sender.stopped());
             let mut buffer = BytesMut::new();
             loop {
                 buffer.reserve(16 << 10);
-                let Ok(count @ 1..) = read.read_buf(&mut buffer).await else { break };
+                let count = tokio::select! {
+                    count = read.read_buf(&mut buffer) => count,
+                    () = &mut stopped => break,
+                    () = silence(&no_more_in) => break,
+                };
+                let Ok(count @ 1..) = count else { break };
                 let mut start = BytesMut::with_capacity(16);
                 frame::put_data_start(&mut start, count);
                 if sender.send(&mut [start.freeze(), buffer.split().freeze()]).await.is_err() {
@@ -270,6 +298,12 @@ impl Stream {
         };
         tokio::join!(inwards, outwards);
     }
+}
+
+/// Ends [`HALF_OPEN`] after `ended`.
+async fn silence(ended: &CancellationToken) {
+    ended.cancelled().await;
+    tokio::time::sleep(HALF_OPEN).await;
 }
 
 /// The sending half. Dropped before `END`, it aborts the exchange.

@@ -107,6 +107,13 @@ impl Grant {
         self.patterns.join(", ")
     }
 
+    /// A name that the token may serve, made of `random` and the first pattern.
+    pub(crate) fn fill_in(&self, random: &str) -> String {
+        self.patterns
+            .first()
+            .map_or_else(|| random.to_owned(), |pattern| pattern.replacen('*', random, 1).replace('*', ""))
+    }
+
     pub(crate) fn is_expired(&self) -> bool {
         self.expires_at.is_some_and(|at| at <= Timestamp::now())
     }

@@ -48,6 +48,19 @@ pub enum CertsError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The relay's own CA does not speak for the domain.
+    #[error("the CA in {path} is not one for {domain}")]
+    Ca {
+        /// The CA's file.
+        path: String,
+        /// Its key's file.
+        key: String,
+        /// The relay's domain.
+        domain: String,
+        /// What a client would say.
+        #[source]
+        source: Box<rustls::Error>,
+    },
     /// A certificate could not be made.
     #[error("cannot make a certificate")]
     Make(#[from] rcgen::Error),

@@ -179,12 +179,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILTER", env = "HOOKWAY_RELAY_LOG", default_value = "info")]
     pub log: String,
 
-    /// Bytes of a request's head
-    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MAX_HEAD", default_value = "64KiB", value_parser = size, help_heading = "Limits")]
+    /// Bytes of a request's head, at most 64KiB
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MAX_HEAD", default_value = "64KiB", value_parser = head_size, help_heading = "Limits")]
     pub(crate) max_head: u64,
     /// Bytes of a request's body
     #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MAX_BODY", default_value = "1GiB", value_parser = size, help_heading = "Limits")]
     pub(crate) max_body: u64,
+    /// Bytes of all bodies up to 1 MiB that are being delivered; those of one address may be a quarter of it
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_BODY_MEMORY", default_value = "256MiB", value_parser = size, help_heading = "Limits")]
+    pub(crate) body_memory: u64,
     /// Requests a second to one endpoint, or off
     #[arg(long, env = "HOOKWAY_RELAY_RATE", default_value = "1000/s", help_heading = "Limits")]
     pub(crate) rate: Rate,
@@ -215,7 +218,7 @@ pub struct RunArgs {
         help_heading = "Limits"
     )]
     pub(crate) token_max_concurrent: usize,
-    /// A head must have come within this time; also how long an unused HTTP/1.1 connection is kept
+    /// A head must have come within this time, and a connection's first request; HTTP/1.1 is kept no longer unused
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_HEADER_TIMEOUT", default_value = "10s", value_parser = duration, help_heading = "Limits")]
     pub(crate) header_timeout: Duration,
     /// A body of announced length must go on within this time, and one up to 1 MiB be whole
@@ -224,10 +227,10 @@ pub struct RunArgs {
     /// Bytes a second that a body of announced length must come with
     #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MIN_BODY_RATE", default_value = "1KiB", value_parser = size, help_heading = "Limits")]
     pub(crate) min_body_rate: u64,
-    /// A sender must take what it is sent within this time
+    /// A sender must go on taking its answer within this time
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_WRITE_TIMEOUT", default_value = "30s", value_parser = duration, help_heading = "Limits")]
     pub(crate) write_timeout: Duration,
-    /// A connection without a request is closed after this time
+    /// An HTTP/2 connection is closed when its last answer is this old
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_IDLE_TIMEOUT", default_value = "75s", value_parser = duration, help_heading = "Limits")]
     pub(crate) idle_timeout: Duration,
     /// Requests at once on one HTTP/2 connection
@@ -251,7 +254,7 @@ pub struct RunArgs {
         help_heading = "Limits"
     )]
     pub(crate) max_connections_per_ip: usize,
-    /// A client must have said who it is within this time
+    /// A client must be let in within this time
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_HANDSHAKE_TIMEOUT", default_value = "5s", value_parser = duration, help_heading = "Limits")]
     pub(crate) handshake_timeout: Duration,
     /// Clients that have not said yet who they are
@@ -263,7 +266,7 @@ pub struct RunArgs {
         help_heading = "Limits"
     )]
     pub(crate) max_handshakes: usize,
-    /// The same, of one address
+    /// The same, of one address that has proven to be real
     #[arg(
         long,
         value_name = "N",
@@ -275,7 +278,13 @@ pub struct RunArgs {
     /// Endpoints of one client
     #[arg(long, value_name = "N", env = "HOOKWAY_RELAY_MAX_ENDPOINTS", default_value_t = 64, help_heading = "Limits")]
     pub(crate) max_endpoints: usize,
-    /// A client's reply must begin within this time
+    /// Clients of one token's name
+    #[arg(long, value_name = "N", env = "HOOKWAY_RELAY_MAX_SESSIONS", default_value_t = 100, help_heading = "Limits")]
+    pub(crate) max_sessions: usize,
+    /// Endpoint names of one token's name
+    #[arg(long, value_name = "N", env = "HOOKWAY_RELAY_MAX_NAMES", default_value_t = 1000, help_heading = "Limits")]
+    pub(crate) max_names: usize,
+    /// A client must have taken a delivery, and its reply have begun, within this time
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_REPLY_TIMEOUT", default_value = "10m", value_parser = duration, help_heading = "Limits")]
     pub(crate) reply_timeout: Duration,
 }
@@ -290,6 +299,13 @@ impl RunArgs {
 
 fn host(text: &str) -> Result<Host<'static>, String> {
     Host::parse(text).map(Host::into_owned).map_err(|error| error.to_string())
+}
+
+/// A head travels in one frame of the link.
+fn head_size(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    let fits = bytes <= hookway_protocol::frame::MAX_HEAD as u64;
+    fits.then_some(bytes).ok_or_else(|| "at most 64KiB: no more fits in a head on the link".into())
 }
 
 fn token_name(text: &str) -> Result<String, String> {

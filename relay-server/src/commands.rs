@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
 use hookway_relay::config::ConfigError;
-use hookway_relay::{BindError, EndpointRow, Server, Store, TokenRow};
+use hookway_relay::{BindError, CertsError, EndpointRow, Server, Store, TokenRow};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -97,6 +97,9 @@ fn with_next_step(error: BindError) -> anyhow::Error {
         }
         BindError::Listen { .. } => "give an address of this machine with --https, --http or --admin",
         BindError::Store(_) => "check that --data-dir can be written",
+        BindError::Certs(CertsError::Ca { path, key, .. }) => {
+            &format!("keep the --domain, or let the relay make another CA, for its clients too:  rm {path} {key}")
+        }
         BindError::Certs(_) => "check --tls-cert and --tls-key, or use --tls self-signed",
     };
     let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();

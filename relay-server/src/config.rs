@@ -221,6 +221,7 @@ impl RunArgs {
                 default_endpoint: None,
                 max_head: usize::try_from(self.max_head).unwrap_or(usize::MAX),
                 max_body: self.max_body,
+                body_memory: usize::try_from(self.body_memory).unwrap_or(usize::MAX),
                 header_timeout: self.header_timeout,
                 body_timeout: self.body_timeout,
                 min_body_rate: self.min_body_rate,
@@ -235,6 +236,8 @@ impl RunArgs {
                 max_handshakes: self.max_handshakes,
                 max_handshakes_per_ip: self.max_handshakes_per_ip,
                 max_endpoints: self.max_endpoints,
+                max_sessions: self.max_sessions,
+                max_names: self.max_names,
                 reply_timeout: self.reply_timeout,
             },
             limits: limits::Config {

@@ -6,14 +6,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use hookway_protocol::head::{Failure, RequestHead};
 use hookway_protocol::headers::Headers;
-use hookway_protocol::link::StreamError;
+use hookway_protocol::link::{LinkError, Stream, StreamError};
 use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
-use tokio_util::sync::CancellationToken;
 
 use crate::limits::Pass;
 use crate::public::{Inbound, InboundError};
-use crate::tunnel::ReplyStream;
+use crate::tunnel::{ReplyStream, SessionId};
 
 /// One accepted inbound request on its way.
 #[derive(Debug)]
@@ -24,8 +23,6 @@ pub(crate) struct Delivery {
     pub(crate) body: Body,
     /// Its places among those in flight; given back when the reply is done.
     pub(crate) pass: Option<Pass>,
-    /// Ends the sender's connection.
-    pub(crate) hang_up: CancellationToken,
 }
 
 /// A delivery's body.
@@ -35,6 +32,8 @@ pub(crate) enum Body {
     Whole(Bytes, Option<HeaderMap>),
     /// Passes by once. `None` when it has.
     Stream(Option<Inbound>),
+    /// None: the sender asks to talk on in another protocol.
+    Upgrade,
 }
 
 /// What goes back to the sender.
@@ -42,6 +41,8 @@ pub(crate) enum Body {
 pub(crate) enum Reply {
     /// The app's own answer.
     App(StatusCode, Headers, ReplyBody),
+    /// The app has switched protocols: both sides talk on over the stream.
+    Switched(Headers, Stream, Option<Pass>),
     /// The client says why there is none.
     Failed(Failure, String),
 }
@@ -52,6 +53,9 @@ pub(crate) enum Undelivered {
     /// No client serves the endpoint now.
     #[error("no client serves the endpoint")]
     Away,
+    /// The link was lost before anything of it was sent.
+    #[error("the client was lost before it got the delivery")]
+    Unsent(#[source] LinkError),
     /// The client took it, and the link or the exchange broke before it answered.
     #[error("the client was lost before it answered")]
     Lost(#[source] StreamError),
@@ -70,6 +74,16 @@ pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
     /// Streams from the client.
     Stream(Box<ReplyStream>),
+}
+
+impl ReplyBody {
+    /// Whose link it comes over, while it does.
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Stream(stream) => Some(stream.session()),
+        }
+    }
 }
 
 impl From<&'static str> for ReplyBody {

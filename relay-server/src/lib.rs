@@ -20,7 +20,7 @@ mod tunnel;
 
 pub use admin::Config as AdminConfig;
 pub use auth::{NewToken, Token};
-pub use certs::Config as CertsConfig;
+pub use certs::{CertsError, Config as CertsConfig};
 pub use config::Config;
 pub use limits::{Config as LimitsConfig, Rate};
 pub use public::Config as PublicConfig;

@@ -96,7 +96,7 @@ impl Gate {
 
     /// A place for one delivery, held until the guard is dropped.
     pub(crate) fn enter(&self) -> Result<Place, Refusal> {
-        let place = self.in_flight.take().ok_or(Refusal::Concurrency)?;
+        let place = self.in_flight.take(1).ok_or(Refusal::Concurrency)?;
         match self.rate.as_ref().map(RateLimiter::check) {
             Some(Err(wait)) => Err(Refusal::Rate(wait.wait_time_from(DefaultClock::default().now()))),
             _ => Ok(place),
@@ -128,10 +128,11 @@ impl Counter {
         Self { used: AtomicUsize::new(0), most }
     }
 
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Place> {
-        let more = |used| (used < self.most).then_some(used + 1);
+    /// Takes `count` places, or none.
+    pub(crate) fn take(self: &Arc<Self>, count: usize) -> Option<Place> {
+        let more = |used| (count <= self.most - used).then(|| used + count);
         let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
-        taken.is_ok().then(|| Place(self.clone()))
+        taken.is_ok().then(|| Place { of: self.clone(), count })
     }
 
     pub(crate) fn used(&self) -> usize {
@@ -139,59 +140,90 @@ impl Counter {
     }
 }
 
-/// One place of a [`Counter`], given back on drop.
+/// Places of a [`Counter`], given back on drop.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Place(Arc<Counter>);
+pub(crate) struct Place {
+    of: Arc<Counter>,
+    count: usize,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::AcqRel);
+        self.of.used.fetch_sub(self.count, Ordering::AcqRel);
     }
 }
 
-/// Counts what each address has open.
+/// Counts what each address has.
 #[derive(Debug)]
 pub(crate) struct PerAddress {
-    open: Mutex<HashMap<Address, usize>>,
+    used: Mutex<HashMap<Address, usize>>,
     most: usize,
 }
 
 impl PerAddress {
     pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), most })
+        Arc::new(Self { used: Mutex::default(), most })
     }
 
-    pub(crate) fn take(self: &Arc<Self>, ip: IpAddr) -> Option<AddressPlace> {
+    /// Takes `count` places of an address, or none.
+    pub(crate) fn take(self: &Arc<Self>, ip: IpAddr, count: usize) -> Option<AddressPlace> {
         let address = Address::from(ip);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(address).or_default();
-        if *count >= self.most {
+        let mut all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = all.get(&address).copied().unwrap_or_default();
+        if count > self.most - used {
             return None;
         }
-        *count += 1;
-        Some(AddressPlace { of: self.clone(), address })
+        all.insert(address, used + count);
+        Some(AddressPlace { of: self.clone(), address, count })
     }
 }
 
-/// One thing that an address has open, given back on drop.
+/// Places of an address, given back on drop.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct AddressPlace {
     of: Arc<PerAddress>,
     address: Address,
+    count: usize,
 }
 
 impl Drop for AddressPlace {
     fn drop(&mut self) {
-        let mut open = self.of.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.address);
+        let mut all = self.of.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(used) = all.get_mut(&self.address) {
+            *used -= self.count;
+            if *used == 0 {
+                all.remove(&self.address);
             }
         }
     }
+}
+
+/// Room for bodies that are kept whole: of all senders together, and of each address a quarter.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    all: Arc<Counter>,
+    per_ip: Arc<PerAddress>,
+}
+
+impl Memory {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { all: Arc::new(Counter::new(bytes)), per_ip: PerAddress::new(bytes / 4) }
+    }
+
+    /// Room for so many bytes from an address, if there is some.
+    pub(crate) fn take(&self, ip: IpAddr, bytes: usize) -> Option<Room> {
+        Some(Room { _all: self.all.take(bytes)?, _of_ip: self.per_ip.take(ip, bytes)? })
+    }
+}
+
+/// Room in a [`Memory`], given back on drop.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Room {
+    _all: Place,
+    _of_ip: AddressPlace,
 }
 
 /// Who an address belongs to: the address itself, or an IPv6 /64, which is what one subscriber has.
@@ -216,7 +248,7 @@ pub(crate) struct Throttle<K> {
 }
 
 impl<K: Eq + Hash> Throttle<K> {
-    /// More keys than this are not remembered; the oldest windows go first.
+    /// More keys than this are not remembered: those whose window has passed go first, then all.
     const MAX_KEYS: usize = 10_000;
 
     pub(crate) fn new(most: u32, window: Duration) -> Self {
@@ -275,13 +307,27 @@ mod tests {
         let connections = PerAddress::new(1);
         let v4 = "192.0.2.1".parse().expect("an address");
         let same_64: [IpAddr; 2] = ["2001:db8::1", "2001:db8::ffff:2"].map(|ip| ip.parse().expect("an address"));
-        let first = connections.take(v4);
+        let first = connections.take(v4, 1);
         assert!(first.is_some());
-        assert!(connections.take("::ffff:192.0.2.1".parse().expect("an address")).is_none(), "mapped, yet the same");
+        assert!(connections.take("::ffff:192.0.2.1".parse().expect("an address"), 1).is_none(), "mapped, yet the same");
         drop(first);
-        assert!(connections.take(v4).is_some());
-        let _held = connections.take(same_64[0]);
-        assert!(connections.take(same_64[1]).is_none(), "one subscriber");
+        assert!(connections.take(v4, 1).is_some());
+        let _held = connections.take(same_64[0], 1);
+        assert!(connections.take(same_64[1], 1).is_none(), "one subscriber");
+    }
+
+    #[test]
+    fn room_for_bodies_is_bounded_for_all_and_for_each() {
+        let memory = Memory::new(100);
+        let [one, other]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().expect("an address"));
+        let held: Vec<_> = (0..5).map_while(|_| memory.take(one, 10)).collect();
+        assert_eq!(held.len(), 2, "a quarter for one address");
+        assert!(memory.take(other, 25).is_some(), "another has its own");
+        assert!(memory.take(other, usize::MAX).is_none());
+        drop(held);
+        assert_eq!(memory.all.used(), 0, "what was refused holds nothing");
+        let filled: Vec<_> = (0..=4).filter_map(|n| memory.take(IpAddr::from([192, 0, 2, n]), 25)).collect();
+        assert_eq!(filled.len(), 4, "a hundred for all");
     }
 
     #[test]

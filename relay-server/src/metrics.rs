@@ -34,7 +34,8 @@ pub(crate) struct Replies([Counter; 6]);
 
 impl Replies {
     pub(crate) fn count(&self, status: http::StatusCode) {
-        self.0[usize::from(status.as_u16() / 100).min(5)].inc();
+        let class = usize::from(status.as_u16() / 100);
+        self.0[if class < self.0.len() { class } else { 0 }].inc();
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
+use crate::limits::Memory;
 use crate::metrics::Metrics;
 use crate::public::{Handler, Public};
 use crate::shutdown::Shutdown;
@@ -101,6 +102,7 @@ impl Server {
         let tunnel = Tunnel::bind(udp, certs.server_config(&[ALPN]), config.tunnel, parts)
             .map_err(|source| BindError::Listen { what: "quic", address: addresses.https, source })?;
         let handler = Arc::new(Handler {
+            memory: Arc::new(Memory::new(config.public.body_memory)),
             config: config.public.clone(),
             domain: config.domain,
             https_port,
@@ -109,11 +111,10 @@ impl Server {
             shutdown: shutdown.clone(),
         });
         let tls = TlsAcceptor::from(Arc::new(certs.server_config(&[b"h2", b"http/1.1"])));
-        let write_timeout = config.public.write_timeout;
         let public = Public::new(config.public, handler, metrics.clone(), shutdown.clone());
         shutdown.rest.spawn(public.clone().run(https, Some(tls)));
         if let Some(http) = http {
-            shutdown.rest.spawn(public.run(http, None));
+            shutdown.rest.spawn(public.clone().run(http, None));
         }
         if let Some(admin) = admin {
             if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
@@ -123,7 +124,7 @@ impl Server {
         }
         shutdown.rest.spawn(tunnel.clone().run());
         let ca = certs.ca();
-        shutdown.rest.spawn(upkeep(store.clone(), registry, tunnel, certs, write_timeout, shutdown.clone()));
+        shutdown.rest.spawn(upkeep(store.clone(), registry, public, tunnel, certs, shutdown.clone()));
         Ok(Self { addresses, ca, store, shutdown, grace: config.grace })
     }
 
@@ -152,13 +153,14 @@ impl Server {
     }
 }
 
-/// Notices changes made by other processes, ended tokens, and certificates that need replacing.
+/// Notices changes made by other processes, ended tokens, connections that go nowhere, and certificates that need
+/// replacing.
 async fn upkeep(
     store: Store,
     registry: Arc<Registry>,
+    public: Arc<Public>,
     tunnel: Arc<Tunnel>,
     certs: Arc<certs::Certs>,
-    write_timeout: Duration,
     shutdown: Shutdown,
 ) {
     let mut seen = store.version().await.ok();
@@ -166,14 +168,21 @@ async fn upkeep(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while shutdown.close.run_until_cancelled(ticks.tick()).await.is_some() {
         certs.upkeep();
-        tunnel.cut_replies(write_timeout);
-        let now = store.version().await.ok();
-        let changed = now != seen;
-        seen = now;
-        if changed && let Err(error) = registry.reload().await {
-            tracing::error!(%error, "endpoints cannot be read");
+        public.sweep();
+        let taken_over = async {
+            let now = store.version().await?;
+            let changed = seen != Some(now);
+            if changed {
+                registry.reload().await?;
+            }
+            tunnel.cut_off(changed).await?;
+            // Only what was taken over has been seen.
+            seen = Some(now);
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = taken_over.await {
+            tracing::error!(%error, "changes of tokens and endpoints cannot be read; trying again");
         }
-        tunnel.cut_off(changed).await;
     }
 }
 

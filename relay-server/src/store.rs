@@ -144,10 +144,15 @@ impl Store {
         self.0.run(move |db| sqlite::revoke_tokens(db, &id_or_name, Timestamp::now())).await
     }
 
-    /// Gives a name to an owner unless another has it, and says who owns it now.
-    pub(crate) async fn claim_endpoint(&self, name: &EndpointName, owner: &Owner) -> Result<Owner, StoreError> {
+    /// Gives a name to an owner unless another has it, or he would have more than `most`, and says who owns it now.
+    pub(crate) async fn claim_endpoint(
+        &self,
+        name: &EndpointName,
+        owner: &Owner,
+        most: usize,
+    ) -> Result<Option<Owner>, StoreError> {
         let (name, owner) = (name.clone(), owner.clone());
-        self.0.run(move |db| sqlite::claim_endpoint(db, &name, &owner, Timestamp::now())).await
+        self.0.run(move |db| sqlite::claim_endpoint(db, &name, &owner, most, Timestamp::now())).await
     }
 
     /// All endpoints by name.
@@ -185,14 +190,21 @@ mod tests {
         let (ann, bob) = (Owner::from("ann"), Owner::from("bob"));
         let store = Store::open(folder.path()).expect("a store");
         let new = store.create_token("ann", vec!["billing-*".into()], None).await.expect("a token");
-        assert_eq!(store.claim_endpoint(&name, &ann).await.expect("an owner"), ann);
+        assert_eq!(store.claim_endpoint(&name, &ann, 1).await.expect("an owner"), Some(ann.clone()));
         drop(store);
 
         let store = Store::open(folder.path()).expect("the same store");
         assert_eq!(store.tokens().await.expect("tokens"), vec![new.row.clone()]);
-        assert_eq!(store.claim_endpoint(&name, &bob).await.expect("an owner"), ann, "the first owner keeps it");
+        assert_eq!(
+            store.claim_endpoint(&name, &bob, 1).await.expect("an owner"),
+            Some(ann.clone()),
+            "the first owner keeps it"
+        );
         assert!(store.release_endpoint(&name).await.expect("released"));
-        assert_eq!(store.claim_endpoint(&name, &bob).await.expect("an owner"), bob);
+        assert_eq!(store.claim_endpoint(&name, &bob, 1).await.expect("an owner"), Some(bob.clone()));
+        let second = "accounts".parse().expect("a name");
+        assert_eq!(store.claim_endpoint(&second, &bob, 1).await.expect("an owner"), None, "one is his most");
+        assert_eq!(store.claim_endpoint(&name, &bob, 1).await.expect("an owner"), Some(bob), "the one he has stays");
         assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_some());
         assert_eq!(store.revoke_tokens("ann").await.expect("revoked").len(), 1);
         assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_none());

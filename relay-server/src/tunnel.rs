@@ -12,21 +12,24 @@ use std::time::Duration;
 pub(crate) use endpoint::{Parts, Tunnel};
 pub(crate) use handshake::Urls;
 pub(crate) use registry::{Endpoint, Registry};
-pub(crate) use reply::ReplyStream;
-pub(crate) use session::collect;
+pub(crate) use reply::{ReplyStream, SessionId};
 
 /// How clients are taken.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// A client must have said hello within this time.
+    /// A client must have said hello, and have taken its welcome, within this time.
     pub handshake_timeout: Duration,
     /// Clients that have not said hello yet, all together; half of it makes address validation a must.
     pub max_handshakes: usize,
-    /// The same, of one address.
+    /// The same, of one address that has proven to be real; of others, a few.
     pub max_handshakes_per_ip: usize,
     /// Endpoints that one session may serve.
     pub max_endpoints: usize,
-    /// A client's reply must begin within this time. Clients have their own, shorter limit for the app.
+    /// Sessions of one token's name.
+    pub max_sessions: usize,
+    /// Endpoint names that one token's name may have.
+    pub max_names: usize,
+    /// A client must have taken a delivery, and its reply have begun, within this time. Clients have their own, shorter limit for the app.
     pub reply_timeout: Duration,
 }
 
@@ -37,6 +40,8 @@ impl Default for Config {
             max_handshakes: 512,
             max_handshakes_per_ip: 32,
             max_endpoints: 64,
+            max_sessions: 100,
+            max_names: 1000,
             reply_timeout: Duration::from_secs(600),
         }
     }

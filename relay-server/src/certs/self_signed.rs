@@ -1,5 +1,5 @@
-//! A CA of the relay's own. Its name constraints (RFC 5280 §4.2.1.10) let it speak for the relay's domain only, so
-//! that trusting it costs a developer nothing else.
+//! A CA of the relay's own. Its name constraints (RFC 5280 §4.2.1.10) hold it to host names at or below the relay's
+//! domain, and localhost.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -15,8 +15,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, NameConstraints, SanType,
 };
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 
 use super::CertsError;
@@ -60,7 +63,14 @@ impl SelfSigned {
             .map_err(|e| content(&ca_path, "certificate", e.to_string()))?;
         let issuer =
             Issuer::from_ca_cert_der(&ca, key).map_err(|e| content(&ca_path, "CA certificate", e.to_string()))?;
-        let main = Mutex::new((leaf(&issuer, &ca, main_names(domain))?, Instant::now()));
+        let main = leaf(&issuer, &ca, main_names(domain))?;
+        check(&ca, &main, domain).map_err(|source| CertsError::Ca {
+            path: ca_path.display().to_string(),
+            key: key_path.display().to_string(),
+            domain: domain.to_string(),
+            source: source.into(),
+        })?;
+        let main = Mutex::new((main, Instant::now()));
         Ok(Self { ca_path, ca, issuer, domain: domain.clone(), main, on_demand: Mutex::default() })
     }
 
@@ -107,6 +117,18 @@ impl SelfSigned {
         leaves.insert(host.to_string(), made.clone());
         Some(made)
     }
+}
+
+/// Whether who trusts the CA takes the leaf: a CA kept from another domain may not speak for this one.
+fn check(ca: &CertificateDer<'static>, leaf: &CertifiedKey, domain: &Host<'_>) -> Result<(), rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone())?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+    let name = ServerName::try_from(domain.as_str().to_owned());
+    let name = name.map_err(|error| rustls::Error::General(error.to_string()))?;
+    verifier.verify_server_cert(&leaf.cert[0], &[], &name, &[], UnixTime::now()).map(drop)
 }
 
 fn make_ca(ca_path: &Path, key_path: &Path, domain: &Host<'_>) -> Result<(), CertsError> {
@@ -195,6 +217,16 @@ mod tests {
         assert_eq!(open(folder.path(), "hooks.test").ca, first);
         let mode = folder.path().join("ca-key.pem").metadata().expect("the key's file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_ca_of_another_domain_is_not_used() {
+        let folder = tempfile::tempdir().expect("a folder");
+        open(folder.path(), "hooks.test");
+        let other = Host::parse("other.test").expect("a host");
+        let error = SelfSigned::open(folder.path(), &other).expect_err("no client would take its leaves");
+        assert!(error.to_string().contains("other.test"), "{error}");
+        open(folder.path(), "deeper.hooks.test");
     }
 
     #[test]

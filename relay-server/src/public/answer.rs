@@ -57,6 +57,17 @@ impl Answer {
         Self { close: true, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text) }
     }
 
+    pub(super) fn head_too_large() -> Self {
+        let text = "the header fields are too many or too long for this relay";
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        Self { close: true, ..Self::new(status, "head_too_large", text) }
+    }
+
+    /// The client passes on what cannot be an app's answer.
+    pub(super) fn no_http() -> Self {
+        Self::failed(Failure::BadAnswer, "the client's answer is not HTTP".to_owned())
+    }
+
     pub(super) fn failed(failure: Failure, message: String) -> Self {
         let (status, reason) = match failure {
             // Never a 4xx for an app that is away: some senders disable an endpoint for ever on one.
@@ -113,7 +124,9 @@ impl From<Refusal> for Answer {
 impl From<Undelivered> for Answer {
     fn from(error: Undelivered) -> Self {
         let (reason, text) = match error {
-            Undelivered::Away => ("away", "nobody is connected for this endpoint just now; try again later"),
+            Undelivered::Away | Undelivered::Unsent(_) => {
+                ("away", "nobody is connected for this endpoint just now; try again later")
+            }
             Undelivered::Lost(StreamError::Aborted | StreamError::Protocol(_)) => {
                 let text = "the client gave the delivery up before it answered";
                 return Self::new(StatusCode::BAD_GATEWAY, "aborted", text);
@@ -134,6 +147,11 @@ impl From<InboundError> for Answer {
     fn from(error: InboundError) -> Self {
         match error {
             InboundError::TooLarge(limit) => Self::too_large(limit),
+            InboundError::NoRoom => {
+                let text = "this relay has no room for the body just now; try again later";
+                let answer = Self::new(StatusCode::SERVICE_UNAVAILABLE, "memory", text);
+                Self { close: true, retry_after: Some(5), ..answer }
+            }
             InboundError::TooSlow => {
                 let text = "the body did not come in time";
                 Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, "slow_body", text) }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
-use hookway_protocol::head::{Failure, RequestHead};
+use hookway_protocol::head::RequestHead;
 use hookway_protocol::headers::{Headers, is_of_the_relay};
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::id::DeliveryId;
@@ -18,15 +17,16 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio_util::task::TaskTracker;
 
+use super::Config;
 use super::answer::Answer;
-use super::inbound::{Inbound, InboundError, InboundLimits};
-use super::{Config, Sender};
-use crate::delivery::{Body, Delivery, Reply, ReplyBody, Undelivered};
-use crate::limits::Pass;
+use super::inbound::{Inbound, InboundLimits};
+use super::sender::Sender;
+use crate::delivery::{Body, Delivery, Reply, ReplyBody};
+use crate::limits::Memory;
 use crate::metrics::{self, Metrics, Up};
 use crate::relay;
 use crate::shutdown::Shutdown;
-use crate::tunnel::{Endpoint, Registry, collect};
+use crate::tunnel::{Endpoint, Registry};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -40,13 +40,14 @@ pub(crate) struct Handler {
     /// The port of the URL that plain HTTP is redirected to.
     pub(crate) https_port: u16,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
 }
 
 impl Handler {
     /// The answer to one request: the app's, or the relay's own.
-    pub(super) async fn answer(&self, sender: &Sender, request: Request<Incoming>) -> Response<ReplyBody> {
+    pub(super) async fn answer(&self, sender: &Arc<Sender>, request: Request<Incoming>) -> Response<ReplyBody> {
         self.metrics.requests.inc();
         let id = DeliveryId::now();
         let browser = request.method() == Method::GET && accepts_html(request.headers());
@@ -59,7 +60,7 @@ impl Handler {
 
     async fn deliver(
         &self,
-        sender: &Sender,
+        sender: &Arc<Sender>,
         id: DeliveryId,
         mut request: Request<Incoming>,
     ) -> Result<Response<ReplyBody>, Answer> {
@@ -80,49 +81,41 @@ impl Handler {
         if request.body().size_hint().lower() > limit {
             return Err(Answer::too_large(limit));
         }
-        let pass = Some(endpoint.enter()?);
-        let upgrade = upgrade(&request);
+        let head = head(sender, id, &endpoint.name, &request)?;
+        let asked = head.upgrade.clone();
         let to_head = request.method() == Method::HEAD;
-        let head = head(sender, id, &endpoint.name, &request, upgrade.clone())?;
+        let switched = asked.is_some().then(|| hyper::upgrade::on(&mut request));
         let _in_flight = Up::new(&self.metrics.in_flight);
-        let reply = if upgrade.is_some() {
-            let switched = hyper::upgrade::on(&mut request);
-            let session = endpoint.session().ok_or(Undelivered::Away)?;
-            let body = Body::Whole(Bytes::new(), None);
-            let mut delivery = Delivery { head, body, pass, hang_up: sender.hang_up.clone() };
-            match session.upgrade(&mut delivery).await? {
-                Err(reply) => reply,
-                Ok((status, headers, stream)) => {
-                    let (close, pass) = (self.shutdown.close.clone(), delivery.pass);
-                    self.shutdown.work.spawn(async move {
-                        let _pass = pass;
-                        if let Ok(upgraded) = switched.await {
-                            let joined = stream.join(TokioIo::new(upgraded));
-                            let _ = close.run_until_cancelled(joined).await;
-                        }
-                    });
-                    self.metrics.replies.count(status);
-                    return Ok(switching(status, headers, &upgrade.unwrap_or_default()));
-                }
-            }
-        } else {
-            self.reply(sender, endpoint, head, request.into_body(), pass).await?
-        };
+        let reply = self.reply(sender, endpoint, head, request.into_body()).await?;
         self.metrics.first_byte.observe(started.elapsed().as_secs_f64());
-        match reply {
-            Reply::App(status, headers, body) => {
+        match (reply, switched) {
+            (Reply::App(status, headers, body), _) => {
                 self.metrics.replies.count(status);
                 if let ReplyBody::Whole(Some(bytes)) = &body {
                     self.metrics.reply_bytes.inc_by(bytes.len() as u64);
                 }
-                let headers = outgoing(status, headers, &body, to_head)
-                    .ok_or_else(|| Answer::failed(Failure::BadAnswer, "the client's answer is not HTTP".to_owned()))?;
+                let headers = outgoing(status, headers, &body, to_head).ok_or_else(Answer::no_http)?;
                 let mut response = Response::new(body);
                 *response.status_mut() = status;
                 *response.headers_mut() = headers;
                 Ok(response)
             }
-            Reply::Failed(failure, message) => Err(Answer::failed(failure, message)),
+            (Reply::Switched(headers, stream, pass), Some(switched)) => {
+                let response = switching(headers, &asked.unwrap_or_default()).ok_or_else(Answer::no_http)?;
+                self.metrics.replies.count(response.status());
+                // It has its places until it ends.
+                let (close, held) = (self.shutdown.close.clone(), (pass, sender.clone()));
+                self.shutdown.work.spawn(async move {
+                    let _held = held;
+                    if let Ok(upgraded) = switched.await {
+                        let joined = stream.join(TokioIo::new(upgraded));
+                        let _ = close.run_until_cancelled(joined).await;
+                    }
+                });
+                Ok(response)
+            }
+            (Reply::Switched(..), None) => Err(Answer::no_http()),
+            (Reply::Failed(failure, message), _) => Err(Answer::failed(failure, message)),
         }
     }
 
@@ -130,28 +123,34 @@ impl Handler {
     /// sender hangs up, which drops this future; a larger one, or one of unknown length, streams.
     async fn reply(
         &self,
-        sender: &Sender,
+        sender: &Arc<Sender>,
         endpoint: Arc<Endpoint>,
         head: RequestHead,
         body: Incoming,
-        pass: Option<Pass>,
     ) -> Result<Reply, Answer> {
+        if head.upgrade.is_some() {
+            let pass = Some(endpoint.enter()?);
+            return Ok(relay::deliver(&endpoint, Delivery { head, body: Body::Upgrade, pass }).await?);
+        }
         let announced = body.size_hint().exact();
         let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
         let limits = InboundLimits { max_body, timeout, min_rate };
-        let hang_up = sender.hang_up.clone();
-        let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone());
+        let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone(), sender);
         if announced.is_none_or(|length| length > hookway_protocol::WHOLE_BODY as u64) {
-            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass, hang_up };
+            let pass = Some(endpoint.enter()?);
+            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass };
             return Ok(relay::deliver(&endpoint, delivery).await?);
         }
+        let memory = self.memory.clone();
         let deliver = async move {
-            let body = tokio::time::timeout(timeout, collect(inbound)).await;
-            let body = body.unwrap_or(Err(InboundError::TooSlow)).map_err(Undelivered::Body)?;
+            // Only a delivery that is whole takes a place: bodies that do not come hold none.
+            let ((bytes, trailers), _room) = inbound.whole(&memory).await?;
+            let pass = Some(endpoint.enter()?);
             let head = RequestHead { whole: true, ..head };
-            relay::deliver(&endpoint, Delivery { head, body, pass, hang_up }).await
+            let delivery = Delivery { head, body: Body::Whole(bytes, trailers), pass };
+            relay::deliver(&endpoint, delivery).await.map_err(Answer::from)
         };
-        Ok(CarriedOut::new(deliver, &self.shutdown.work).await?)
+        CarriedOut::new(deliver, &self.shutdown.work).await
     }
 
     fn endpoint(&self, host: &Host<'_>) -> Option<Arc<Endpoint>> {
@@ -250,7 +249,6 @@ fn head(
     id: DeliveryId,
     endpoint: &EndpointName,
     request: &Request<Incoming>,
-    upgrade: Option<String>,
 ) -> Result<RequestHead, Answer> {
     let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let asterisk = target == "*" && request.method() == Method::OPTIONS;
@@ -258,7 +256,7 @@ fn head(
         return Err(Answer::malformed("the target is no path"));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(RequestHead {
+    let head = RequestHead {
         id,
         received_at_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),
         endpoint: endpoint.clone(),
@@ -269,9 +267,10 @@ fn head(
         attempt: 1,
         possible_duplicate: false,
         whole: false,
-        upgrade,
+        upgrade: upgrade(request),
         http2: request.version() == Version::HTTP_2,
-    })
+    };
+    head.fits().then_some(head).ok_or_else(Answer::head_too_large)
 }
 
 /// The request's own fields, and the truth about where it came from in place of what the sender says of that.
@@ -303,7 +302,7 @@ fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
     headers
 }
 
-/// The protocol that an HTTP/1.1 request asks to upgrade to (RFC 9110 §7.8).
+/// The protocols that an HTTP/1.1 request asks to upgrade to (RFC 9110 §7.8).
 fn upgrade(request: &Request<Incoming>) -> Option<String> {
     let headers = request.headers();
     let asked = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
@@ -312,20 +311,25 @@ fn upgrade(request: &Request<Incoming>) -> Option<String> {
     if !asked || body || request.version() != Version::HTTP_11 {
         return None;
     }
-    let protocol = headers.get(header::UPGRADE)?.to_str().ok()?;
+    let protocols = headers.get(header::UPGRADE)?.to_str().ok()?;
     // HTTP/2 over plain text is negotiated otherwise; an app must not be talked into it behind our back.
-    (!protocol.to_ascii_lowercase().starts_with("h2c")).then(|| protocol.to_owned())
+    let h2c = protocols.split(',').any(|protocol| protocol.trim().to_ascii_lowercase().starts_with("h2c"));
+    (!h2c).then(|| protocols.to_owned())
 }
 
-fn switching(status: StatusCode, headers: Headers, protocol: &str) -> Response<ReplyBody> {
+/// The answer that switches protocols, if the app has chosen one of those that were asked for.
+fn switching(headers: Headers, asked: &str) -> Option<Response<ReplyBody>> {
+    let chosen = headers.get(&header::UPGRADE)?.clone();
+    let chosen_text = chosen.to_str().ok()?;
+    if !asked.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case(chosen_text.trim())) {
+        return None;
+    }
     let mut response = Response::new(ReplyBody::Whole(None));
-    *response.status_mut() = status;
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = headers.into_end_to_end();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    if let Ok(protocol) = HeaderValue::from_str(protocol) {
-        response.headers_mut().insert(header::UPGRADE, protocol);
-    }
-    response
+    response.headers_mut().insert(header::UPGRADE, chosen);
+    Some(response)
 }
 
 fn accepts_html(headers: &HeaderMap) -> bool {

@@ -1,14 +1,20 @@
 //! A sender's body: bounded in size, in time and in slowness.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
+
+use super::sender::Sender;
+use crate::limits::{Memory, Room};
 
 /// A slow start is forgiven for this long.
 const GRACE: Duration = Duration::from_secs(10);
@@ -24,7 +30,13 @@ pub(crate) struct Inbound {
     deadline: Option<Pin<Box<Sleep>>>,
     waiting: bool,
     count: Counter,
+    sender: Arc<Sender>,
+    /// Where room is taken for it, when it is kept whole, and what was taken so far.
+    memory: Option<(Arc<Memory>, Vec<Room>)>,
 }
+
+/// A body that has come to its end, and its trailers.
+pub(super) type Whole = (Bytes, Option<HeaderMap>);
 
 /// The bounds of a body.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +51,8 @@ pub(super) struct InboundLimits {
 pub(crate) enum InboundError {
     #[error("the body is over {0} bytes")]
     TooLarge(u64),
+    #[error("there is no room for the body")]
+    NoRoom,
     #[error("the body did not go on in time")]
     TooSlow,
     #[error("the sender broke off")]
@@ -46,8 +60,18 @@ pub(crate) enum InboundError {
 }
 
 impl Inbound {
-    pub(super) fn new(body: Incoming, limits: InboundLimits, count: Counter) -> Self {
-        Self { body, limits, taken: 0, since: Instant::now(), deadline: None, waiting: false, count }
+    pub(super) fn new(body: Incoming, limits: InboundLimits, count: Counter, sender: &Arc<Sender>) -> Self {
+        let (since, sender) = (Instant::now(), sender.clone());
+        Self { body, limits, taken: 0, since, deadline: None, waiting: false, count, sender, memory: None }
+    }
+
+    /// Reads it to its end, within its time, into room that is to be kept as long as the body.
+    pub(super) async fn whole(mut self, memory: &Arc<Memory>) -> Result<(Whole, Vec<Room>), InboundError> {
+        self.memory = Some((memory.clone(), Vec::new()));
+        let collected = tokio::time::timeout(self.limits.timeout, (&mut self).collect()).await;
+        let collected = collected.unwrap_or(Err(InboundError::TooSlow))?;
+        let trailers = collected.trailers().cloned();
+        Ok(((collected.to_bytes(), trailers), self.memory.map_or_else(Vec::new, |(_, room)| room)))
     }
 
     fn take(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, InboundError> {
@@ -56,6 +80,11 @@ impl Inbound {
         self.count.inc_by(length);
         if self.taken > self.limits.max_body {
             return Err(InboundError::TooLarge(self.limits.max_body));
+        }
+        if let Some((memory, taken)) = &mut self.memory
+            && length > 0
+        {
+            taken.push(memory.take(self.sender.node.ip, length as usize).ok_or(InboundError::NoRoom)?);
         }
         // Only a body of announced length has to hurry: the others may be a conversation.
         let age = self.since.elapsed();
@@ -75,7 +104,10 @@ impl Body for Inbound {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.waiting = false;
             return Poll::Ready(match frame {
-                None => None,
+                None => {
+                    self.sender.all_read();
+                    None
+                }
                 Some(Ok(frame)) => Some(self.take(frame)),
                 Some(Err(error)) => Some(Err(InboundError::Broken(error))),
             });

@@ -1,8 +1,11 @@
-//! A connection whose sender has said all: it still gets its answer.
+//! A connection that does not end before its sender has the answer.
 //!
 //! hyper ends a connection as soon as it reads the end of stream while a request is being answered. A sender may
 //! close its own side after a request, though, and one that is gone for good must not hold anything for long: so the
 //! end of stream is kept back while whole requests are answered, for a bounded time.
+//!
+//! And when an answer comes before the body was read, closing the connection under a sender that is still sending
+//! makes its kernel throw the answer away (RFC 9112 §9.6): so the rest is read and dropped, also for a bounded time.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,7 +16,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::Sender;
+use super::sender::Sender;
+
+/// What a sender still sends when its answer is out is read for this long, and this many bytes of it.
+const DISCARD_FOR: Duration = Duration::from_secs(5);
+const MAX_DISCARDED: usize = 64 << 20;
 
 /// A connection that keeps its end of stream back.
 #[derive(Debug)]
@@ -25,17 +32,18 @@ pub(super) struct Linger<S> {
     ended: Option<Pin<Box<Sleep>>>,
     /// How it ended: without TLS' goodbye it is an error.
     end: io::Result<()>,
+    /// Runs since this side has ended, with what was discarded.
+    discarding: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> Linger<S> {
     pub(super) const fn new(stream: S, sender: Arc<Sender>, most: Duration) -> Self {
-        Self { stream, sender, most, ended: None, end: Ok(()) }
+        Self { stream, sender, most, ended: None, end: Ok(()), discarding: None }
     }
 
     /// Ready when the end of stream may be seen.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sender.answered.register(cx.waker());
-        if self.sender.is_owed_an_answer()
+        if self.sender.is_owed_an_answer(cx)
             && let Some(ended) = &mut self.ended
         {
             ready!(ended.as_mut().poll(cx));
@@ -60,7 +68,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Linger<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Linger<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -82,6 +90,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Linger<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.discarding.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            if this.ended.is_some() || !this.sender.has_unread() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let (until, discarded) = this.discarding.get_or_insert_with(|| (Box::pin(tokio::time::sleep(DISCARD_FOR)), 0));
+        let mut buffer = [0; 8 << 10];
+        while *discarded < MAX_DISCARDED && until.as_mut().poll(cx).is_pending() {
+            let mut buffer = ReadBuf::new(&mut buffer);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            *discarded += buffer.filled().len();
+        }
+        Poll::Ready(Ok(()))
     }
 }

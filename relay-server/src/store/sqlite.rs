@@ -143,19 +143,20 @@ pub(super) fn claim_endpoint(
     db: &mut Connection,
     name: &EndpointName,
     owner: &Owner,
+    most: usize,
     at: Timestamp,
-) -> rusqlite::Result<Owner> {
+) -> rusqlite::Result<Option<Owner>> {
+    let mut seen = db.prepare_cached("UPDATE endpoint SET last_seen_at = ?3 WHERE name = ?1 AND owner = ?2")?;
     let mut claim = db.prepare_cached(
-        "INSERT INTO endpoint VALUES (?1, ?2, ?3, ?3)
-         ON CONFLICT (name) DO UPDATE SET last_seen_at = ?3 WHERE owner = ?2 RETURNING owner",
+        "INSERT INTO endpoint SELECT ?1, ?2, ?3, ?3 WHERE (SELECT count(*) FROM endpoint WHERE owner = ?2) < ?4
+         ON CONFLICT (name) DO NOTHING",
     )?;
-    let args = params![name.as_str(), owner.as_str(), at.to_string()];
-    let claimed = claim.query_row(args, |row| row.get::<_, String>(0)).optional()?;
-    if claimed.is_some() {
-        return Ok(owner.clone());
+    let (name, at) = (name.as_str(), at.to_string());
+    if seen.execute(params![name, owner.as_str(), at])? == 0 {
+        claim.execute(params![name, owner.as_str(), at, i64::try_from(most).unwrap_or(i64::MAX)])?;
     }
-    let other = "SELECT owner FROM endpoint WHERE name = ?";
-    db.query_row(other, [name.as_str()], |row| Ok(Owner::from(row.get::<_, String>(0)?.as_str())))
+    let owned = "SELECT owner FROM endpoint WHERE name = ?";
+    db.query_row(owned, [name], |row| Ok(Owner::from(row.get::<_, String>(0)?.as_str()))).optional()
 }
 
 pub(super) fn endpoints(db: &mut Connection) -> rusqlite::Result<Vec<EndpointRow>> {

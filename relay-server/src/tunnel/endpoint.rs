@@ -2,25 +2,27 @@
 
 use std::collections::HashMap;
 use std::net::UdpSocket;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{self, Link, LinkError, Side, StreamError};
-use hookway_protocol::message::{ClientMessage, FromClient, FromRelay, GoAway, Pong, RelayMessage, Released};
+use hookway_protocol::message::{
+    ClientMessage, FromClient, FromRelay, GoAway, Hello, Pong, RelayMessage, Released, Welcome,
+};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, Incoming, TokioRuntime};
 use tokio::sync::mpsc;
 
 use super::Config;
-use super::handshake::{Admitted, Doorkeeper, Urls};
+use super::handshake::{Doorkeeper, Refusal, Urls, released_meanwhile, too_many_sessions};
 use super::registry::{Claim, Registry};
-use super::session::{MAX_RELEASED, Session};
+use super::session::{Common, Session};
 use crate::limits::{Counter, PerAddress};
 use crate::metrics::{self, Metrics, Up};
 use crate::shutdown::Shutdown;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Takes clients.
 #[derive(Debug)]
@@ -28,9 +30,11 @@ pub(crate) struct Tunnel {
     endpoint: quinn::Endpoint,
     config: Config,
     doorkeeper: Doorkeeper,
+    common: Common,
     shutdown: Shutdown,
     handshakes: Arc<Counter>,
     handshakes_per_ip: Arc<PerAddress>,
+    unproven_per_ip: Arc<PerAddress>,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
 }
 
@@ -64,13 +68,17 @@ impl Tunnel {
         let reset = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &parts.reset_key)));
         let endpoint = quinn::Endpoint::new(reset, Some(server), socket, runtime)?;
         let Parts { store, registry, metrics, shutdown, urls, .. } = parts;
+        let uploads = shutdown.work.clone();
+        let common = Common { uploads, reply_timeout: config.reply_timeout, reply_bytes: metrics.reply_bytes.clone() };
         Ok(Arc::new(Self {
             endpoint,
             config,
-            doorkeeper: Doorkeeper::new(store, registry, metrics, config.max_endpoints, urls),
+            doorkeeper: Doorkeeper::new(store, registry, metrics, config, urls),
+            common,
             shutdown,
             handshakes: Arc::new(Counter::new(config.max_handshakes)),
             handshakes_per_ip: PerAddress::new(config.max_handshakes_per_ip),
+            unproven_per_ip: PerAddress::new(config.max_handshakes_per_ip.div_ceil(8)),
             sessions: Mutex::default(),
         }))
     }
@@ -94,15 +102,22 @@ impl Tunnel {
 
     fn take(self: &Arc<Self>, incoming: Incoming) {
         let metrics = &self.doorkeeper.metrics;
-        // Under load an address must prove that it is real before it costs anything (RFC 9000 §8.1.2).
-        if !incoming.remote_address_validated() && self.handshakes.used() >= self.config.max_handshakes / 2 {
-            if incoming.retry().is_err() {
-                metrics::count(&metrics.handshakes_refused, "retry");
-            }
-            return;
-        }
-        let place = self.handshakes_per_ip.take(incoming.remote_address().ip()).zip(self.handshakes.take());
-        let Some(place) = place else {
+        let address = incoming.remote_address().ip();
+        // Anyone can send first packets in another's name: before an address has proven to be real (RFC 9000 §8.1.2)
+        // it gets a few places, and none under load, and takes none from itself.
+        let place = if incoming.remote_address_validated() {
+            self.handshakes_per_ip.take(address, 1)
+        } else {
+            let idle = self.handshakes.used() < self.config.max_handshakes / 2;
+            let Some(place) = idle.then(|| self.unproven_per_ip.take(address, 1)).flatten() else {
+                if incoming.retry().is_err() {
+                    metrics::count(&metrics.handshakes_refused, "retry");
+                }
+                return;
+            };
+            Some(place)
+        };
+        let Some(place) = place.zip(self.handshakes.take(1)) else {
             metrics::count(&metrics.handshakes_refused, "too_many");
             incoming.refuse();
             return;
@@ -115,7 +130,7 @@ impl Tunnel {
                 tokio::time::timeout(tunnel.config.handshake_timeout, Box::pin(tunnel.admit(incoming))).await;
             drop(place);
             match admitted {
-                Ok(Ok((link, control, admitted))) => tunnel.serve(link, control, admitted).await,
+                Ok(Ok(admitted)) => tunnel.serve(admitted).await,
                 Ok(Err(error)) => tracing::debug!(%remote, %error, "no session"),
                 Err(_) => {
                     metrics::count(&tunnel.doorkeeper.metrics.handshakes_refused, "timeout");
@@ -125,36 +140,59 @@ impl Tunnel {
         });
     }
 
-    async fn admit(&self, incoming: Incoming) -> Result<(Link, link::Control, Admitted), StreamError> {
+    /// Makes a session of a connection. Dropped halfway, it leaves nothing behind.
+    async fn admit(self: &Arc<Self>, incoming: Incoming) -> Result<Admitted, StreamError> {
         let connecting = incoming.accept().map_err(|error| StreamError::Lost(error.into()))?;
         let link = Link::quic(connecting.await.map_err(|error| StreamError::Lost(error.into()))?);
-        let (control, admitted) = self.doorkeeper.admit(&link).await.inspect_err(|_| link.close("not let in"))?;
-        Ok((link, control, admitted))
+        let closing = link.close_on_drop("not let in");
+        let (mut control, hello) = self.doorkeeper.hello(&link).await?;
+        match self.open(&link, &hello).await {
+            Ok((welcome, served)) => {
+                // Only now: a client that is welcome can be sent to.
+                control.sender.send(&FromRelay::from(RelayMessage::Welcome(welcome))).await?;
+                closing.disarm();
+                Ok(Admitted { control, served })
+            }
+            Err(refusal) => Err(self.doorkeeper.refuse(control, refusal).await),
+        }
     }
 
-    #[tracing::instrument(name = "session", skip_all, fields(session, owner = %admitted.grant.owner.as_str()))]
-    async fn serve(self: Arc<Self>, link: Link, mut control: link::Control, admitted: Admitted) {
+    /// Opens a session with its endpoints, if the hello is good.
+    async fn open(self: &Arc<Self>, link: &Link, hello: &Hello) -> Result<(Welcome, Served), Refusal> {
+        let granted = self.doorkeeper.check(hello, link.remote().ip()).await?;
         let id = format!("ses_{}", &DeliveryId::now().to_string()["req_".len()..]).to_lowercase();
-        tracing::Span::current().record("session", &id);
-        let welcome = self.doorkeeper.welcome(&admitted, &id);
-        let (to_tell, released) = mpsc::channel(MAX_RELEASED);
-        let uploads = self.shutdown.work.clone();
-        let reply_bytes = self.doorkeeper.metrics.reply_bytes.clone();
-        let grant = admitted.grant.clone();
-        let session =
-            Session::new(id.clone(), grant, link.clone(), to_tell, uploads, self.config.reply_timeout, reply_bytes);
-        let _up = Up::new(&self.doorkeeper.metrics.sessions);
+        // What can be told of each endpoint: that it was taken over, and that it was left.
+        let (to_tell, released) = mpsc::channel(2 * granted.names.len() + 1);
+        let session = Session::new(id.clone(), granted.grant.clone(), link.clone(), to_tell, self.common.clone());
+        let listed = self.list(&session).ok_or_else(|| too_many_sessions(self.config.max_sessions))?;
+        // Once more: one revoked before the session was listed would not be noticed.
+        self.doorkeeper.check_again(&granted.grant).await?;
         let registry = &self.doorkeeper.registry;
-        let claims: Vec<Claim> = admitted.names.iter().filter_map(|name| registry.claim(name, &session)).collect();
-        // Only now: a client that is welcome can be sent to.
-        if control.sender.send(&FromRelay::from(RelayMessage::Welcome(welcome))).await.is_err() {
-            return;
+        let claims: Option<Vec<Claim>> = granted.names.iter().map(|name| registry.claim(name, &session)).collect();
+        let claims = claims.ok_or_else(released_meanwhile)?;
+        let up = Up::new(&self.doorkeeper.metrics.sessions);
+        Ok((self.doorkeeper.welcome(&granted, id), Served { claims, released, listed, _up: up }))
+    }
+
+    /// Lists a session among those that may be cut off, unless its owner has too many.
+    fn list(self: &Arc<Self>, session: &Arc<Session>) -> Option<Listed> {
+        let mut sessions = self.sessions();
+        let of_owner = sessions.values().filter(|other| other.grant.owner == session.grant.owner).count();
+        if of_owner >= self.config.max_sessions {
+            return None;
         }
+        sessions.insert(session.id.clone(), session.clone());
+        Some(Listed { tunnel: self.clone(), session: session.clone() })
+    }
+
+    #[tracing::instrument(name = "session", skip_all, fields(session, owner))]
+    async fn serve(self: Arc<Self>, admitted: Admitted) {
+        let Admitted { control, served: Served { claims, released, listed, _up } } = admitted;
+        let session = &listed.session;
+        tracing::Span::current().record("session", &session.id).record("owner", session.grant.owner.as_str());
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
-        tracing::info!(remote = %link.remote(), endpoints = names.join(" "), "client connected");
-        self.sessions().insert(id.clone(), session.clone());
-        let end = self.talk(control, &session, claims, released).await;
-        self.sessions().remove(&id);
+        tracing::info!(remote = %session.link.remote(), endpoints = names.join(" "), "client connected");
+        let end = self.talk(control, session, claims, released).await;
         if matches!(end, LinkError::TimedOut | LinkError::Broken(_)) {
             self.doorkeeper.metrics.links_lost.inc();
         }
@@ -207,28 +245,51 @@ impl Tunnel {
     }
 
     /// Ends the sessions whose token is no longer valid. Called when tokens may have changed, and every second.
-    pub(crate) async fn cut_off(&self, tokens_changed: bool) {
-        let mut ended: Vec<_> = self.sessions().values().filter(|s| s.grant.is_expired()).cloned().collect();
-        if tokens_changed && let Ok(tokens) = self.doorkeeper.store.tokens().await {
-            let valid = |id: &str| tokens.iter().any(|token| token.id == id && token.is_valid());
-            ended.extend(self.sessions().values().filter(|s| !valid(&s.grant.token_id)).cloned());
-        }
+    ///
+    /// # Errors
+    /// The tokens cannot be read.
+    pub(crate) async fn cut_off(&self, tokens_changed: bool) -> Result<(), StoreError> {
+        let tokens = if tokens_changed { Some(self.doorkeeper.store.tokens().await?) } else { None };
+        let revoked = |session: &Session| {
+            tokens.as_ref().is_some_and(|tokens| {
+                !tokens.iter().any(|token| token.id == session.grant.token_id && token.is_valid())
+            })
+        };
+        let ended: Vec<_> = self.sessions().values().filter(|s| s.grant.is_expired() || revoked(s)).cloned().collect();
         for session in ended {
             tracing::info!(session = session.id, "token expired or revoked: session ended");
             session.link.close("the token was revoked or has expired");
         }
+        Ok(())
     }
 
-    /// Ends replies that are not taken, and their senders' connections. Called every second.
-    pub(crate) fn cut_replies(&self, timeout: Duration) {
-        let sessions: Vec<_> = self.sessions().values().cloned().collect();
-        for session in sessions {
-            let cut = session.replies.cut(timeout);
-            self.doorkeeper.metrics.replies_cut.inc_by(cut as u64);
-        }
-    }
-
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Session>>> {
+    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client that was let in and knows it.
+struct Admitted {
+    control: link::Control,
+    served: Served,
+}
+
+/// What a session has while it lasts.
+struct Served {
+    claims: Vec<Claim>,
+    released: mpsc::Receiver<Released>,
+    listed: Listed,
+    _up: Up,
+}
+
+/// A session's place in the list, until it is dropped.
+struct Listed {
+    tunnel: Arc<Tunnel>,
+    session: Arc<Session>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.tunnel.sessions().remove(&self.session.id);
     }
 }

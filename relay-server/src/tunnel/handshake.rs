@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::{Control, Link, StreamError};
-use hookway_protocol::message::{ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, Refused, Welcome};
+use hookway_protocol::message::{
+    ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, Refused, RelayMessage, Welcome,
+};
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 
+use super::Config;
 use super::registry::{ClaimError, Registry};
 use crate::auth::{self, Grant, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics::{self, Metrics};
-use crate::store::Store;
+use crate::store::{Store, TokenRow};
 
 /// Wrong tokens from one address before it is not heard for a while.
 const MAX_FAILURES: u32 = 10;
@@ -25,8 +28,8 @@ pub(super) struct Doorkeeper {
     pub(super) store: Store,
     pub(super) registry: Arc<Registry>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) max_endpoints: usize,
-    pub(super) urls: Urls,
+    config: Config,
+    urls: Urls,
     failures: Throttle<Address>,
 }
 
@@ -53,125 +56,155 @@ impl Urls {
     }
 }
 
-/// A client that was let in, before it has its endpoints.
+/// What a good hello gets.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Admitted {
+pub(super) struct Granted {
     pub(super) grant: Grant,
     pub(super) names: Vec<EndpointName>,
-    pub(super) version: u32,
+    version: u32,
 }
+
+/// What a client is told that is not let in, and the reason for the metric.
+pub(super) type Refusal = (Refused, &'static str);
 
 impl Doorkeeper {
     pub(super) fn new(
         store: Store,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        max_endpoints: usize,
+        config: Config,
         urls: Urls,
     ) -> Self {
         let failures = Throttle::new(MAX_FAILURES, FAILURE_WINDOW);
-        Self { store, registry, metrics, max_endpoints, urls, failures }
+        Self { store, registry, metrics, config, urls, failures }
     }
 
-    /// Reads the hello and lets the client in, or tells it why not.
-    pub(super) async fn admit(&self, link: &Link) -> Result<(Control, Admitted), StreamError> {
+    /// Reads the hello.
+    pub(super) async fn hello(&self, link: &Link) -> Result<(Control, Hello), StreamError> {
         let mut control = Control::from(link.accept().await.map_err(StreamError::Lost)?);
         let first = control.receiver.receive::<FromClient>().await?;
-        let Some(ClientMessage::Hello(hello)) = first.and_then(|first| first.message) else {
-            return Err(StreamError::Protocol("the first message is no hello".into()));
-        };
-        match self.check(&hello, link.remote().ip()).await {
-            Ok(admitted) => Ok((control, admitted)),
-            Err((refused, metric)) => {
-                metrics::count(&self.metrics.handshakes_refused, metric);
-                tracing::debug!(remote = %link.remote(), reason = refused.reason, "client refused");
-                let reason = refused.reason.clone();
-                control.sender.send(&FromRelay::from(refused_message(refused))).await?;
-                control.sender.finish().await;
-                Err(StreamError::Protocol(reason))
-            }
+        match first.and_then(|first| first.message) {
+            Some(ClientMessage::Hello(hello)) => Ok((control, hello)),
+            _ => Err(StreamError::Protocol("the first message is no hello".into())),
         }
     }
 
+    /// Tells a client why it is not let in; the same as an error.
+    pub(super) async fn refuse(&self, mut control: Control, (refused, metric): Refusal) -> StreamError {
+        metrics::count(&self.metrics.handshakes_refused, metric);
+        let reason = refused.reason.clone();
+        if control.sender.send(&FromRelay::from(RelayMessage::Refused(refused))).await.is_ok() {
+            control.sender.finish().await;
+        }
+        StreamError::Protocol(reason)
+    }
+
     /// The answer to a client that was let in.
-    pub(super) fn welcome(&self, admitted: &Admitted, session: &str) -> Welcome {
+    pub(super) fn welcome(&self, granted: &Granted, session: String) -> Welcome {
         Welcome {
-            version: admitted.version,
-            session: session.to_owned(),
-            endpoints: admitted.names.iter().map(|name| self.urls.of(name)).collect(),
+            version: granted.version,
+            session,
+            endpoints: granted.names.iter().map(|name| self.urls.of(name)).collect(),
             notice: String::new(),
-            owner: admitted.grant.owner.as_str().to_owned(),
+            owner: granted.grant.owner.as_str().to_owned(),
             features: vec![],
         }
     }
 
-    async fn check(&self, hello: &Hello, ip: IpAddr) -> Result<Admitted, (Refused, &'static str)> {
+    /// Whether a hello is good, and what it gets.
+    pub(super) async fn check(&self, hello: &Hello, ip: IpAddr) -> Result<Granted, Refusal> {
         let version = common_version(hello.min_version, hello.max_version).ok_or_else(|| wrong_version(hello))?;
         let address = Address::from(ip);
         if self.failures.is_blocked(&address, Instant::now()) {
             let next = "wait a minute, then try again with the right token";
             return Err((refused(Code::Limit, "too many wrong tokens from this address", next), "throttled"));
         }
-        let Some(grant) = self.grant(&hello.token).await.map_err(|()| unavailable())? else {
-            self.failures.failed(address, Instant::now());
-            let next = "ask the relay's operator for a token, then:  hookway login RELAY";
-            return Err((refused(Code::Token, "the token is unknown, expired or revoked", next), "token"));
+        let grant = match hello.token.parse::<Token>() {
+            Ok(token) => auth::check(&self.tokens().await?, &token),
+            Err(()) => None,
         };
-        if hello.endpoints.len() > self.max_endpoints {
-            let reason =
-                format!("{} endpoints asked for; a session has at most {}", hello.endpoints.len(), self.max_endpoints);
+        let Some(grant) = grant else {
+            self.failures.failed(address, Instant::now());
+            return Err(wrong_token());
+        };
+        let (asked, most) = (hello.endpoints.len(), self.config.max_endpoints);
+        if asked > most {
+            let reason = format!("{asked} endpoints asked for; a session has at most {most}");
             return Err((refused(Code::Limit, &reason, "ask for fewer"), "endpoints"));
         }
-        let mut names = Vec::with_capacity(hello.endpoints.len());
+        let mut names = Vec::with_capacity(asked);
         for text in &hello.endpoints {
-            names.push(self.name(text, &grant).await.map_err(|error| claim_refused(text, &error))?);
+            let name = self.name(text, &grant).await.map_err(|error| claim_refused(text, &error))?;
+            if !names.contains(&name) {
+                names.push(name);
+            }
         }
-        Ok(Admitted { grant, names, version })
+        Ok(Granted { grant, names, version })
     }
 
-    async fn grant(&self, text: &str) -> Result<Option<Grant>, ()> {
-        let Ok(token) = text.parse::<Token>() else { return Ok(None) };
-        let rows = self.store.tokens().await.map_err(|error| tracing::error!(%error, "tokens cannot be read"))?;
-        Ok(auth::check(&rows, &token))
+    /// Whether a token that was good is still.
+    pub(super) async fn check_again(&self, grant: &Grant) -> Result<(), Refusal> {
+        let rows = self.tokens().await?;
+        let valid = rows.iter().any(|row| row.id == grant.token_id && row.is_valid());
+        valid.then_some(()).ok_or_else(wrong_token)
     }
 
+    async fn tokens(&self) -> Result<Vec<TokenRow>, Refusal> {
+        self.store.tokens().await.map_err(|error| {
+            tracing::error!(%error, "tokens cannot be read");
+            let next = "try again in a minute";
+            (refused(Code::Limit, "the relay cannot check tokens just now", next), "store")
+        })
+    }
+
+    /// The name that a text asks for, reserved for its owner; the empty text asks for one of the relay's choice.
     async fn name(&self, text: &str, grant: &Grant) -> Result<EndpointName, ClaimError> {
         // A random name may be somebody's already; three in a row are not.
-        for _ in 0..3 {
-            let name = Registry::asked_for(text)?;
-            match self.registry.own(&name, grant).await {
-                Err(ClaimError::Taken(_)) if text.is_empty() => {}
+        let mut tries = 3;
+        loop {
+            let name = Registry::asked_for(text, grant)?;
+            tries -= 1;
+            match self.registry.own(&name, grant, self.config.max_names).await {
+                Err(ClaimError::Taken(_)) if text.is_empty() && tries > 0 => {}
                 owned => return owned.map(|()| name),
             }
         }
-        Err(ClaimError::Taken(Registry::asked_for(text)?))
     }
 }
 
-fn refused_message(refused: Refused) -> hookway_protocol::message::RelayMessage {
-    hookway_protocol::message::RelayMessage::Refused(refused)
+fn wrong_token() -> Refusal {
+    let next = "ask the relay's operator for a token, then:  hookway login RELAY";
+    (refused(Code::Token, "the token is unknown, expired or revoked", next), "token")
+}
+
+pub(super) fn too_many_sessions(most: usize) -> Refusal {
+    let reason = format!("{most} clients of this token's name are connected; there can be no more");
+    (refused(Code::Limit, &reason, "end one of them, then try again"), "sessions")
+}
+
+pub(super) fn released_meanwhile() -> Refusal {
+    (refused(Code::Limit, "the endpoint was released just now", "try again"), "released")
 }
 
 fn refused(code: Code, reason: &str, next: &str) -> Refused {
     Refused { code: code.into(), reason: reason.to_owned(), next: next.to_owned(), endpoint: String::new() }
 }
 
-fn wrong_version(hello: &Hello) -> (Refused, &'static str) {
+fn wrong_version(hello: &Hello) -> Refusal {
     let (min, max) = (hello.min_version, hello.max_version);
     let reason = format!("the relay speaks protocol {MIN_VERSION} to {MAX_VERSION}, this client {min} to {max}");
     let next = if max < MIN_VERSION { "upgrade hookway" } else { "ask the relay's operator to upgrade it" };
     (refused(Code::Version, &reason, next), "version")
 }
 
-fn unavailable() -> (Refused, &'static str) {
-    (refused(Code::Limit, "the relay cannot check tokens just now", "try again in a minute"), "store")
-}
-
-fn claim_refused(text: &str, error: &ClaimError) -> (Refused, &'static str) {
+fn claim_refused(text: &str, error: &ClaimError) -> Refusal {
     let (code, next, metric) = match error {
         ClaimError::Taken(_) => (Code::Taken, "choose another name:  hookway TARGET --name NAME", "taken"),
         ClaimError::Store(_) => (Code::Limit, "try again in a minute", "store"),
+        ClaimError::TooMany(_) => {
+            (Code::Limit, "ask the relay's operator to release some:  hookway-relay endpoint release NAME", "names")
+        }
         _ => (Code::Name, "choose another name:  hookway TARGET --name NAME", "name"),
     };
     let refused = refused(code, &error.to_string(), next);

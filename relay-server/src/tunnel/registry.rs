@@ -18,6 +18,8 @@ pub(crate) struct Registry {
     /// One gate an owner, as long as any endpoint of his is known.
     gates: Mutex<HashMap<Owner, Weak<Gate>>>,
     store: Store,
+    /// Held while the store is read or changed and what came of it taken over here.
+    changes: tokio::sync::Mutex<()>,
     limits: limits::Config,
 }
 
@@ -42,6 +44,8 @@ pub(crate) enum ClaimError {
     NotAllowed(EndpointName, String),
     #[error("the endpoint `{0}` belongs to somebody else")]
     Taken(EndpointName),
+    #[error("this token's name has {0} endpoints; it can have no more")]
+    TooMany(usize),
     #[error("the relay cannot look up names just now")]
     Store(#[from] StoreError),
 }
@@ -55,6 +59,13 @@ impl Endpoint {
     /// A place for one more delivery.
     pub(crate) fn enter(&self) -> Result<Pass, Refusal> {
         Ok(Pass::new(self.gate.enter()?, self.owner_gate.enter()?))
+    }
+
+    /// Tells the session that serves it that the name is its owner's no more.
+    fn released(&self) {
+        if let Some(session) = self.session.write().unwrap_or_else(PoisonError::into_inner).take() {
+            session.released(&self.name, "the operator released it");
+        }
     }
 
     /// Takes `session` off the endpoint, unless another has it by now.
@@ -83,7 +94,8 @@ impl Drop for Claim {
 impl Registry {
     /// The registry of the endpoints in the store.
     pub(crate) async fn open(store: Store, limits: limits::Config) -> Result<Self, StoreError> {
-        let registry = Self { endpoints: RwLock::default(), gates: Mutex::default(), store, limits };
+        let (endpoints, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::Mutex::default());
+        let registry = Self { endpoints, gates, store, changes, limits };
         registry.reload().await?;
         Ok(registry)
     }
@@ -94,6 +106,7 @@ impl Registry {
 
     /// Takes over what another process changed: released names go, and whoever serves them is told.
     pub(crate) async fn reload(&self) -> Result<(), StoreError> {
+        let _changes = self.changes.lock().await;
         let rows = self.store.endpoints().await?;
         let owners: HashMap<EndpointName, Owner> =
             rows.iter().filter_map(|row| Some((row.name.parse().ok()?, row.owner.as_str().into()))).collect();
@@ -111,42 +124,46 @@ impl Registry {
                 endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, owner));
             }
         }
-        for endpoint in gone {
-            if let Some(session) = endpoint.session.write().unwrap_or_else(PoisonError::into_inner).take() {
-                session.released(&endpoint.name, "the operator released it");
-            }
-        }
+        gone.iter().for_each(|endpoint| endpoint.released());
         Ok(())
     }
 
-    /// The name that a text asks for; the empty one asks for a random name.
-    pub(super) fn asked_for(text: &str) -> Result<EndpointName, ClaimError> {
-        match text {
-            "" => Ok(names::random()),
-            text => text.parse().map_err(|error| ClaimError::Invalid(text.to_owned(), error)),
-        }
+    /// The name that a text asks for; the empty one asks for any that the token may serve.
+    pub(super) fn asked_for(text: &str, grant: &Grant) -> Result<EndpointName, ClaimError> {
+        let text = match text {
+            "" => grant.fill_in(names::random().as_str()),
+            text => text.to_owned(),
+        };
+        text.parse().map_err(|error| ClaimError::Invalid(text, error))
     }
 
-    /// Reserves a name for an owner, on disk.
-    pub(super) async fn own(&self, name: &EndpointName, grant: &Grant) -> Result<(), ClaimError> {
+    /// Reserves a name for an owner, who may have `most`, on disk.
+    pub(super) async fn own(&self, name: &EndpointName, grant: &Grant, most: usize) -> Result<(), ClaimError> {
         if names::is_reserved(name) {
             return Err(ClaimError::Reserved(name.clone()));
         }
         if !grant.allows(name) {
             return Err(ClaimError::NotAllowed(name.clone(), grant.patterns()));
         }
-        let owner = self.store.claim_endpoint(name, &grant.owner).await?;
-        if owner != grant.owner {
-            return Err(ClaimError::Taken(name.clone()));
+        let _changes = self.changes.lock().await;
+        match self.store.claim_endpoint(name, &grant.owner, most).await? {
+            None => return Err(ClaimError::TooMany(most)),
+            Some(owner) if owner != grant.owner => return Err(ClaimError::Taken(name.clone())),
+            Some(_) => {}
         }
         let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
-        endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name.clone(), owner));
+        if endpoints.get(name).is_none_or(|endpoint| endpoint.owner != grant.owner) {
+            let before = endpoints.insert(name.clone(), self.endpoint(name.clone(), grant.owner.clone()));
+            drop(endpoints);
+            // Another owner's, released a moment ago.
+            before.iter().for_each(|endpoint| endpoint.released());
+        }
         Ok(())
     }
 
-    /// Lets a session serve a name that its owner has. A session that served it until now is told.
+    /// Lets a session serve a name, if its owner still has it. A session that served it until now is told.
     pub(super) fn claim(&self, name: &EndpointName, session: &Arc<Session>) -> Option<Claim> {
-        let endpoint = self.find(name.as_str())?;
+        let endpoint = self.find(name.as_str()).filter(|endpoint| endpoint.owner == session.grant.owner)?;
         let before = endpoint.session.write().unwrap_or_else(PoisonError::into_inner).replace(session.clone());
         if let Some(before) = before {
             before.released(name, "another client of the same token has taken it over");

@@ -12,7 +12,7 @@ use hookway_protocol::headers::Headers;
 use hookway_protocol::link::{Control, FIRST_STREAMS, Link, LinkError, Receiver, Sender, Stream, StreamError};
 use hookway_protocol::message::{ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage};
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, WHOLE_BODY, common_version};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -233,8 +233,8 @@ impl Exchanges {
     fn take(self: Arc<Self>, stream: Stream, link: &Link) {
         let open = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
         let allowed = self.allowed.load(Ordering::Relaxed);
-        // An idle link stays small; a busy one may grow.
-        if open + 4 >= allowed && (allowed as usize) < self.forwarder.settings.max_connections {
+        // An idle link stays small; a busy one may grow, to a few more than are taken at once: those are told so.
+        if open + 4 >= allowed && (allowed as usize) < self.forwarder.settings.max_connections.saturating_add(4) {
             self.allowed.store(allowed * 2, Ordering::Relaxed);
             link.allow_streams(allowed * 2);
         }
@@ -398,7 +398,11 @@ async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), 
 fn app_head(response: &Response<Incoming>) -> ReplyHead {
     // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
     let chunked = response.headers().contains_key(TRANSFER_ENCODING);
-    let headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
+    let mut headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // Of this connection only, but so is what follows.
+        response.headers().get_all(UPGRADE).iter().for_each(|chosen| headers.push(UPGRADE, chosen.clone()));
+    }
     ReplyHead::App { status: response.status(), headers }
 }
 
