@@ -113,15 +113,7 @@ impl RequestHead {
     /// Whether the other side takes a head of this size.
     #[must_use]
     pub fn fits(&self) -> bool {
-        // A field costs three tags and lengths; the rest of a head is small.
-        let fields = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 16);
-        let about = fields.sum::<usize>() + self.target.as_str().len() + 1024;
-        let exact = || {
-            let mut out = BytesMut::new();
-            self.encode(&mut out);
-            out.len()
-        };
-        self.headers.len() <= MAX_FIELDS && (about <= MAX_HEAD || exact() <= MAX_HEAD)
+        fits(&self.headers, self.target.as_str().len(), |out| self.encode(out))
     }
 
     /// Reads a head.
@@ -173,7 +165,29 @@ impl RequestHead {
     }
 }
 
+/// Whether a head with these fields, and as much else as `more`, is one that the other side takes.
+fn fits(headers: &Headers, more: usize, encode: impl FnOnce(&mut BytesMut)) -> bool {
+    // A field costs three tags and lengths; the rest of a head is small.
+    let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 16);
+    let about = fields.sum::<usize>() + more + 1024;
+    let exact = || {
+        let mut out = BytesMut::new();
+        encode(&mut out);
+        out.len()
+    };
+    headers.len() <= MAX_FIELDS && (about <= MAX_HEAD || exact() <= MAX_HEAD)
+}
+
 impl ReplyHead {
+    /// Whether the other side takes a head of this size.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        match self {
+            Self::App { headers, .. } => fits(headers, 0, |out| self.encode(out)),
+            Self::Failed { message, .. } => message.len() < MAX_HEAD / 2,
+        }
+    }
+
     /// Appends the head's encoding.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {

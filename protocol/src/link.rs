@@ -31,7 +31,7 @@ pub const STREAM_WINDOW: u32 = 512 << 10;
 /// number of sessions this bounds a side's memory.
 pub const LINK_WINDOW: u32 = 64 << 20;
 /// An upgraded connection of which one side has ended may be silent for this long.
-pub const HALF_OPEN: Duration = Duration::from_secs(30);
+pub const HALF_OPEN: Duration = Duration::from_secs(10);
 /// Streams a client allows at first; a connection's idle memory follows this number.
 pub const FIRST_STREAMS: u32 = 16;
 /// A read takes at least and at most this much room; it grows while reads fill it.

@@ -1,9 +1,12 @@
 //! Settings files: TOML whose keys are the long flags of a program. What a key means is the program's; this module
-//! finds keys nobody knows, says where they stand and what was probably meant.
+//! finds keys nobody knows, says where they stand and what was probably meant, and makes what a file says the
+//! defaults of the program's flags.
 
 use std::fmt;
 use std::time::Duration;
 
+use clap::builder::Resettable;
+use clap::{ArgAction, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -69,6 +72,59 @@ pub fn read(text: &str, known: &[&str], tables: &[&str]) -> (Vec<Setting>, Vec<P
     settings.sort_by_key(|setting| setting.line);
     problems.sort_by_key(|problem| problem.line);
     (settings, problems)
+}
+
+/// Whether a flag, or an argument of that name, takes these values.
+///
+/// # Errors
+/// What is wrong, in a line.
+pub fn check(command: &Command, setting: &Setting) -> Result<(), String> {
+    let Some(arg) = command.get_arguments().find(|arg| is_named(arg, &setting.key)) else {
+        return Err(format!("unknown key `{}`", setting.key));
+    };
+    if !arg.get_action().takes_values() {
+        let fits = matches!(setting.values.as_slice(), [value] if value == "true" || value == "false");
+        return fits.then_some(()).ok_or_else(|| format!("`{}` is true or false", setting.key));
+    }
+    if setting.values.len() != 1 && !matches!(arg.get_action(), ArgAction::Append) {
+        return Err(format!("`{}` takes one value", setting.key));
+    }
+    let given: Vec<String> = match arg.get_long() {
+        Some(flag) => setting.values.iter().map(|value| format!("--{flag}={value}")).collect(),
+        None => std::iter::once("--".to_owned()).chain(setting.values.iter().cloned()).collect(),
+    };
+    let alone = Command::new(command.get_name().to_owned()).no_binary_name(true).arg(arg.clone().required(false));
+    alone.try_get_matches_from(given).map(drop).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })
+}
+
+/// The same command line, with what a file says as the defaults of its flags, those of its subcommands too. An
+/// argument that takes one value gets the first.
+#[must_use]
+pub fn defaults(mut command: Command, settings: &[Setting]) -> Command {
+    command = command.mut_args(|arg| {
+        let Some(setting) = settings.iter().find(|setting| is_named(&arg, &setting.key)) else { return arg };
+        let one = !matches!(arg.get_action(), ArgAction::Append);
+        let values = setting.values.iter().take(if one { 1 } else { usize::MAX });
+        arg.default_values(values.cloned().map(clap::builder::OsStr::from))
+    });
+    command.mut_subcommands(|sub| defaults(sub, settings))
+}
+
+/// The same command line, to which a variable that is set to nothing is not set.
+#[must_use]
+pub fn without_empty_variables(command: Command) -> Command {
+    let empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command =
+        command.mut_args(|arg| if arg.get_env().is_some_and(empty) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// By its long flag; by its place, if it has none.
+fn is_named(arg: &clap::Arg, key: &str) -> bool {
+    arg.get_long().unwrap_or(arg.get_id().as_str()) == key
 }
 
 /// The known word that is closest to `word`, if one is close.

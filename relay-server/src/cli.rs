@@ -155,7 +155,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR", env = "HOOKWAY_RELAY_HTTP", default_value = "0.0.0.0:80")]
     pub(crate) http: Listen,
     /// Serve plain HTTP instead of redirecting it
-    #[arg(long, env = "HOOKWAY_RELAY_HTTP_SERVE")]
+    #[arg(long, env = "HOOKWAY_RELAY_HTTP_SERVE", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) http_serve: bool,
     /// Where health and metrics are served, or off
     #[arg(long, value_name = "ADDR", env = "HOOKWAY_RELAY_ADMIN", default_value = "127.0.0.1:9480")]

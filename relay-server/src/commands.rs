@@ -1,6 +1,6 @@
 //! What each command does, and how its result and its errors are printed.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one module of the relay that prints")]
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,21 +11,31 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// A line of result on stdout. Nobody reads any more: there is nobody to tell.
+macro_rules! say {
+    ($($text:tt)*) => { drop(writeln!(std::io::stdout().lock(), $($text)*)) };
+}
+
+/// A line on stderr.
+macro_rules! tell {
+    ($($text:tt)*) => { drop(writeln!(std::io::stderr().lock(), $($text)*)) };
+}
+
 /// Prints an error with its causes.
 pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("error: {error}");
+    tell!("error: {error}");
     let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     if !causes.is_empty() {
-        eprintln!("  cause: {}", causes.join(": "));
+        tell!("  cause: {}", causes.join(": "));
     }
     if let Some(next) = error.downcast_ref::<ConfigError>().map(ConfigError::next) {
-        eprintln!("  next:  {next}");
+        tell!("  next:  {next}");
     }
     ExitCode::from(code)
 }
 
 pub(crate) fn version() -> ExitCode {
-    println!("hookway-relay {}", env!("CARGO_PKG_VERSION"));
+    say!("hookway-relay {}", env!("CARGO_PKG_VERSION"));
     ExitCode::SUCCESS
 }
 
@@ -74,16 +84,16 @@ fn announce(server: &Server, domain: &str, json: bool) {
         if let Some(ca) = ca {
             line["ca"] = ca.into();
         }
-        println!("{line}");
+        say!("{line}");
         return;
     }
-    println!("hookway-relay {}   ready", env!("CARGO_PKG_VERSION"));
-    println!("  Endpoints  https://NAME.{domain}   (listening on {}, TCP and UDP)", addresses.https);
+    say!("hookway-relay {}   ready", env!("CARGO_PKG_VERSION"));
+    say!("  Endpoints  https://NAME.{domain}   (listening on {}, TCP and UDP)", addresses.https);
     if let Some(admin) = addresses.admin {
-        println!("  Admin      http://{admin}/health  /metrics");
+        say!("  Admin      http://{admin}/health  /metrics");
     }
     if let Some(ca) = ca {
-        println!("  CA         {ca}   (give it to clients:  hookway --relay-ca FILE)");
+        say!("  CA         {ca}   (give it to clients:  hookway --relay-ca FILE)");
     }
 }
 
@@ -120,27 +130,27 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
     match command {
         TokenCommand::Create { store, name, endpoints, expires } => {
             let expires_at = expires.map(|after| Timestamp::now().checked_add(after)).transpose()?;
-            let new = open(&store)?.create_token(&name, endpoints, expires_at).await?;
+            let new = open(&store, true)?.create_token(&name, endpoints, expires_at).await?;
             let secret = new.token.reveal();
             if store.json {
                 let mut line = serde_json::to_value(&new.row)?;
                 line["token"] = secret.into();
-                println!("{line}");
+                say!("{line}");
             } else {
-                println!("{secret}");
-                eprintln!("This is the only time it is shown. On the developer's machine:");
-                eprintln!("  hookway login RELAY      (it asks for the token)");
+                say!("{secret}");
+                tell!("This is the only time it is shown. On the developer's machine:");
+                tell!("  hookway login RELAY      (it asks for the token)");
             }
         }
         TokenCommand::List { store } => {
-            let tokens = open(&store)?.tokens().await?;
+            let tokens = open(&store, false)?.tokens().await?;
             print_rows(&tokens, store.json, "ID                NAME              STATE      ENDPOINTS", |token| {
                 let names = if token.endpoints.is_empty() { "any".into() } else { token.endpoints.join(" ") };
                 format!("{:<16}  {:<16}  {:<9}  {names}", token.id, token.name, state(token))
             })?;
         }
         TokenCommand::Revoke { store, token } => {
-            let revoked = open(&store)?.revoke_tokens(&token).await?;
+            let revoked = open(&store, false)?.revoke_tokens(&token).await?;
             if revoked.is_empty() {
                 anyhow::bail!("no valid token has the id or name `{token}`\n  next:  hookway-relay token list");
             }
@@ -161,9 +171,9 @@ fn state(token: &TokenRow) -> &'static str {
 pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCode> {
     let unknown = |name: &str| anyhow::anyhow!("there is no endpoint `{name}`\n  next:  hookway-relay endpoint list");
     match command {
-        EndpointCommand::List { store } => print_endpoints(&open(&store)?.endpoints().await?, store.json)?,
+        EndpointCommand::List { store } => print_endpoints(&open(&store, false)?.endpoints().await?, store.json)?,
         EndpointCommand::Show { store, name } => {
-            let mut rows = open(&store)?.endpoints().await?;
+            let mut rows = open(&store, false)?.endpoints().await?;
             rows.retain(|row| row.name == name);
             if rows.is_empty() {
                 return Err(unknown(&name));
@@ -172,13 +182,13 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
         }
         EndpointCommand::Release { store, name } => {
             let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
-            if !open(&store)?.release_endpoint(&parsed).await? {
+            if !open(&store, false)?.release_endpoint(&parsed).await? {
                 return Err(unknown(&name));
             }
             if store.json {
-                println!("{}", json!({"released": name}));
+                say!("{}", json!({"released": name}));
             } else {
-                println!("released {name}");
+                say!("released {name}");
             }
         }
     }
@@ -198,16 +208,24 @@ fn print_rows<T: serde::Serialize>(
     line: impl Fn(&T) -> String,
 ) -> anyhow::Result<()> {
     if !json {
-        println!("{title}");
+        say!("{title}");
     }
     for row in rows {
-        println!("{}", if json { serde_json::to_string(row)? } else { line(row) });
+        say!("{}", if json { serde_json::to_string(row)? } else { line(row) });
     }
     Ok(())
 }
 
-fn open(args: &StoreArgs) -> anyhow::Result<Store> {
-    Ok(Store::open(&args.data_dir)?)
+/// Opens the store. Only a first token makes one: to look into a folder that is not there is a mistake.
+fn open(args: &StoreArgs, make: bool) -> anyhow::Result<Store> {
+    let folder = &args.data_dir;
+    anyhow::ensure!(
+        make || Store::is_in(folder),
+        "there is no relay's store in {}\n  cause: a relay, or the first token, makes it\n  next:  name the relay's \
+         folder or its configuration:  --data-dir DIR, or --config FILE",
+        folder.display()
+    );
+    Ok(Store::open(folder)?)
 }
 
 /// Ctrl-C or a service manager's SIGTERM.

@@ -4,8 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches};
 use hookway_protocol::host::Host;
 use hookway_protocol::settings;
 
@@ -117,72 +116,43 @@ fn list(problems: &[settings::Problem]) -> String {
 /// # Errors
 /// The outer error is clap's, for the command line; the inner one the file's.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Result<Cli, ConfigError>, clap::Error> {
-    let mut args: Vec<OsString> = args.into_iter().collect();
-    let command = Cli::command();
+    let args: Vec<OsString> = args.into_iter().collect();
+    let command = settings::without_empty_variables(Cli::command());
     let matches = command.clone().try_get_matches_from(&args)?;
-    let Some((name, sub)) = matches.subcommand() else { return Ok(Ok(Cli::from_arg_matches(&matches)?)) };
-    let path = sub.try_get_one::<PathBuf>("config").ok().flatten();
-    if let (Some(path), Some(run)) = (path, command.find_subcommand(name)) {
-        match from_file(path, run, sub) {
-            Ok(more) => args.extend(more),
-            Err(error) => return Ok(Err(error)),
-        }
+    let mut innermost = &matches;
+    while let Some((_, sub)) = innermost.subcommand() {
+        innermost = sub;
     }
-    Ok(Ok(Cli::from_arg_matches(&command.try_get_matches_from(&args)?)?))
+    let Some(path) = innermost.try_get_one::<PathBuf>("config").ok().flatten() else {
+        return Ok(Ok(Cli::from_arg_matches(&matches)?));
+    };
+    let settings = match from_file(path) {
+        Ok(settings) => settings,
+        Err(error) => return Ok(Err(error)),
+    };
+    let command = settings::defaults(command, &settings);
+    Ok(Ok(Cli::from_arg_matches(&command.try_get_matches_from(args)?)?))
 }
 
-/// The file's settings as flags.
-fn from_file(path: &Path, command: &Command, given: &ArgMatches) -> Result<Vec<OsString>, ConfigError> {
+/// What the file says. A command that knows fewer settings than `run` reads the same file.
+fn from_file(path: &Path) -> Result<Vec<settings::Setting>, ConfigError> {
     let shown = path.display().to_string();
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: shown.clone(), source })?;
-    let known: Vec<&str> = Cli::command_keys(command);
-    // A command that knows fewer settings than `run` reads the same file.
     let all = Cli::command();
     let run = all.find_subcommand("run").expect("there is a run command");
     let (settings, mut problems) = settings::read(&text, &Cli::command_keys(run), &[]);
-    let mut flags = Vec::new();
-    for setting in settings {
-        let on_switch =
-            run.get_arguments().any(|a| a.get_long() == Some(&setting.key) && !a.get_action().takes_values());
-        let values: Vec<OsString> = match (on_switch, setting.values.first().map(String::as_str)) {
-            (true, Some("true")) => vec![format!("--{}", setting.key).into()],
-            (true, Some("false")) => continue,
-            (true, _) => {
-                let message = format!("`{}` is true or false", setting.key);
-                problems.push(settings::Problem { line: setting.line, message });
-                continue;
-            }
-            _ => setting.values.iter().map(|value| format!("--{}={value}", setting.key).into()).collect(),
-        };
-        if let Err(message) = check(run, &values) {
+    for setting in &settings {
+        if let Err(message) = settings::check(run, setting) {
             problems.push(settings::Problem { line: setting.line, message });
-        }
-        let id = setting.key.replace('-', "_");
-        let decided = known.contains(&setting.key.as_str())
-            && matches!(given.value_source(&id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
-        if known.contains(&setting.key.as_str()) && !decided {
-            flags.extend(values);
         }
     }
     problems.sort_by_key(|problem| problem.line);
     if problems.is_empty() {
-        Ok(flags)
-    } else {
-        {
-            let cause = Reason("a setting is unknown, or has a value it cannot have");
-            Err(ConfigError::Wrong { path: shown, problems, cause })
-        }
+        return Ok(settings);
     }
-}
-
-/// Whether these flags alone have good values.
-fn check(command: &Command, flags: &[OsString]) -> Result<(), String> {
-    let checked = command.clone().no_binary_name(true).try_get_matches_from(flags);
-    checked.map(drop).map_err(|error| {
-        let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-    })
+    let cause = Reason("a setting is unknown, or has a value it cannot have");
+    Err(ConfigError::Wrong { path: shown, problems, cause })
 }
 
 impl RunArgs {
@@ -286,6 +256,25 @@ mod tests {
         assert_eq!((config.public.max_body, config.public.http_serve), (2 << 20, true));
         assert_eq!(config.limits.rate, limits::Rate::OFF);
         assert_eq!(config.public.header_timeout, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn every_command_reads_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("relay.toml");
+        let parse = |file: &str, words: &[&str]| {
+            std::fs::write(&path, file).expect("a file");
+            let args = words.iter().map(OsString::from).chain(["--config".into(), path.clone().into()]);
+            parse(args).expect("a command line").map(|cli| cli.command)
+        };
+        let list = ["hookway-relay", "token", "list"];
+        match parse("data-dir = '/from/file'\nrate = 'off'", &list) {
+            Ok(cli::Command::Token { command: cli::TokenCommand::List { store } }) => {
+                assert_eq!(store.data_dir, Path::new("/from/file"));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(parse("nonsense", &list).is_err());
     }
 
     #[test]

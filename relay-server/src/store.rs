@@ -90,6 +90,12 @@ impl Store {
         sqlite::Database::open(data_dir).map(Self)
     }
 
+    /// Whether a data folder has a store.
+    #[must_use]
+    pub fn is_in(data_dir: &Path) -> bool {
+        sqlite::path(data_dir).exists()
+    }
+
     /// The key that QUIC's stateless resets are made with; the same for every run.
     pub(crate) async fn reset_key(&self) -> Result<[u8; 32], StoreError> {
         let mut fresh = [0; 32];

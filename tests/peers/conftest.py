@@ -1,5 +1,6 @@
 """Fixtures: one world for all tests that leave no mark on it, `new_world` for the others; logs beside each failure."""
 
+import contextlib
 import pathlib
 import socket
 
@@ -75,12 +76,5 @@ def shared():
 @pytest.fixture
 def new_world():
     """`new_world(*relay_flags)`: a world of the test's own."""
-    worlds = []
-
-    def make(*relay_flags, **options):
-        worlds.append(World(*relay_flags, **options))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.close()
+    with contextlib.ExitStack() as worlds:
+        yield lambda *relay_flags, **options: worlds.enter_context(World(*relay_flags, **options))

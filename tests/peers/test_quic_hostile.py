@@ -5,6 +5,7 @@ A `Peer` speaks QUIC with aioquic and writes the protocol's messages by hand, so
 
 import asyncio
 import contextlib
+import functools
 import random
 import socket
 import threading
@@ -104,10 +105,16 @@ def whole_reply(body=b"hello", **head):
 
 
 class Peer(QuicConnectionProtocol):
-    """A QUIC connection to the relay; `on_stream(stream, data, ended)` sees what comes on the relay's streams."""
+    """A QUIC connection to the relay; `on_stream(stream, data, ended)` sees what comes on the relay's streams.
 
-    def __init__(self, *args, **more):
-        super().__init__(*args, **more)
+    `streams` is how many of those it allows, `window` and `control_window` how many bytes on them and on its own.
+    """
+
+    def __init__(self, quic, *args, streams=128, window=MIB, control_window=MIB, **more):
+        quic._local_max_streams_bidi.value = streams
+        quic._local_max_stream_data_bidi_remote = window
+        quic._local_max_stream_data_bidi_local = control_window
+        super().__init__(quic, *args, **more)
         self.control, self.ended, self.on_stream = bytearray(), asyncio.Event(), None
         self.reason, self.changed = None, asyncio.Event()
 
@@ -166,16 +173,18 @@ def configuration(world, alpn=ALPN, **options):
     return config
 
 
-def peer(world, **options):
+def peer(world, alpn=ALPN, **grants):
     """An `async with`: a connection whose handshake is done."""
-    return connect(*world.relay.https, configuration=configuration(world, **options), create_protocol=Peer)
+    make = functools.partial(Peer, **grants)
+    return connect(*world.relay.https, configuration=configuration(world, alpn), create_protocol=make)
 
 
 async def let_in(client, token, *names):
-    """Say hello and be welcomed."""
+    """Say hello and be welcomed; the names that are served from now on."""
     client.write(0, hello(token, *names))
     message = await client.message()
     assert message and 1 in message, f"not welcomed: {message}"
+    return [parse(endpoint)[1][0].decode() for endpoint in parse(message[1][0]).get(3, [])]
 
 
 class Good:
@@ -238,6 +247,10 @@ def drain(sender, seconds):
     return received
 
 
+# RFC 9000 §8.1 says 3; see `test_no_amplification_by_retransmissions` for the rest.
+MOST_FOR_ONE = 3.5
+
+
 def udp(world):
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sender.connect(world.relay.https)
@@ -263,15 +276,26 @@ def test_cut_and_bent_first_packets(good):
     """A true Initial, cut at every length and with single bits turned: never an answer larger than allowed, no harm."""
     [first, *_] = initial(good.world)
     chance = random.Random(9001)
-    for size in range(0, len(first), 1 if LONG else 8):
-        with udp(good.world) as sender:
-            sender.send(first[:size])
+    packets = [first[:size] for size in range(0, len(first), 1 if LONG else 8)]
     for _ in range(5_000 if LONG else 500):
         bent = bytearray(first)
         for _ in range(chance.randint(1, 4)):
             bent[chance.randrange(60)] ^= 1 << chance.randrange(8)
-        with udp(good.world) as sender:
-            sender.send(bent)
+        packets.append(bytes(bent))
+    answered = 0
+    packets.append(first)
+    for at in range(0, len(packets), 50):
+        with contextlib.ExitStack() as stack:
+            senders = [(stack.enter_context(udp(good.world)), packet) for packet in packets[at : at + 50]]
+            for sender, packet in senders:
+                sender.send(packet)
+            seconds = 0.2
+            for sender, packet in senders:
+                received = drain(sender, seconds)
+                seconds = 0.001
+                answered += received > 0
+                assert received <= MOST_FOR_ONE * len(packet), f"{received} bytes out for {len(packet)} in"
+    assert answered, "not even the true one was answered"
     good.check()
 
 
@@ -528,8 +552,8 @@ ANSWERED_WHOLE = {"unknown-frames", "more-after-end", "garbage-after-end", "fiel
 class Hostile:
     """A client of its own, let in, that writes `reply` to every exchange; in a thread beside the test."""
 
-    def __init__(self, world, name, token):
-        self.world, self.name, self.token = world, name, token
+    def __init__(self, world, name, token, **grants):
+        self.world, self.name, self.token, self.grants = world, name, token, grants
         self.reply, self.end, self.error = b"", True, None
         self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), daemon=True)
@@ -546,7 +570,7 @@ class Hostile:
     async def _run(self):
         self._stop = asyncio.Event()
         try:
-            async with peer(self.world) as client:
+            async with peer(self.world, **self.grants) as client:
                 await let_in(client, self.token, self.name)
                 answered = set()
 
@@ -659,3 +683,118 @@ def test_clients_that_come_and_go(good):
         eventually(lambda: world.get("/x", name="flapping").status == 200, what="the last client serving")
     good.check()
 
+
+# ── clients that grant the relay nothing ──────────────────────────────────────────────────────────────────────────
+
+HURRIED = ["--reply-timeout", "2s", "--max-concurrent", "1"]
+BODIES = {
+    "none": request("GET", "/x", host=f"stingy.{DOMAIN}"),
+    "100-kb": request("POST", "/x", b"x" * 100_000, f"stingy.{DOMAIN}"),
+    "2-mib": request("POST", "/x", b"x" * 2 * MIB, f"stingy.{DOMAIN}"),
+    "chunked": request("POST", "/x", host=f"stingy.{DOMAIN}", headers=[("Transfer-Encoding", "chunked")]) + b"5\r\nhello\r\n0\r\n\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def hurried():
+    with World(*HURRIED) as world:
+        yield world
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("grant", ["streams", "window"])
+def test_a_client_that_grants_nothing_is_504(hurried, grant, body):
+    """No streams, or streams that nothing may be sent on: the reply's time counts from the start."""
+    with Hostile(hurried, "stingy", hurried.default_token, **{grant: 0}), hurried.wire("stingy") as wire:
+        started = time.monotonic()
+        wire.send(BODIES[body])
+        reply = wire.reply()
+        assert 1.5 < time.monotonic() - started < 5
+        assert reply.status == 504, reply
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_delivery_that_a_client_does_not_take_holds_nothing_when_it_is_over(hurried, body):
+    """No place among deliveries nor among connections, though the client stays as it is."""
+    with Hostile(hurried, "stingy", hurried.default_token, window=0):
+        with hurried.wire("stingy") as wire:
+            wire.send(BODIES[body])
+            assert wire.reply().status == 504
+        for name in ("in_flight", "connections"):
+            eventually(lambda name=name: not metric(hurried, name), 5, f"nothing being counted by {name}")
+
+
+def metric(world, name):
+    _, metrics = world.relay.get("/metrics")
+    return next((float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"hookway_relay_{name} ")), 0.0)
+
+
+def test_a_client_that_takes_no_welcome_is_closed(good):
+    """Its control stream has no window: within the handshake's time it is gone, and another can serve the name."""
+    world = good.world
+
+    async def attempt():
+        async with peer(world, control_window=0) as client:
+            client.write(0, hello(world.default_token, "deaf"))
+            started = time.monotonic()
+            assert await client.closes(6)
+            return time.monotonic() - started
+
+    assert asyncio.run(attempt()) <= 5
+    app = world.app(name="hears")
+    world.client(app, name="deaf")
+    assert world.get("/x", name="deaf").json()["app"] == "hears"
+    good.check()
+
+
+def test_an_endpoint_named_twice_is_served_once(good):
+    world = good.world
+
+    async def attempt():
+        async with peer(world) as client:
+            assert await let_in(client, world.default_token, "twice", "twice", "other", "twice") == ["twice", "other"]
+            return await served_by(client, world, "twice")
+
+    assert asyncio.run(attempt())
+    good.check()
+
+
+async def served_by(client, world, name):
+    """Whether this client gets and answers what is sent to the endpoint."""
+    client.on_stream = lambda stream, data, _ended: data and client.write(stream, whole_reply(b"by the peer"))
+    reply = await asyncio.to_thread(world.get, "/x", name)
+    return reply.status == 200 and reply.body == b"by the peer"
+
+
+def test_many_endpoints_taken_over_at_once_are_all_told(good):
+    """Forty messages for a client that is slow to read them, and no reason to hang up on it."""
+    world, names = good.world, [f"many-{n}" for n in range(40)]
+
+    async def attempt():
+        async with peer(world) as first, peer(world) as second:
+            assert await let_in(first, world.default_token, *names) == names
+            assert await let_in(second, world.default_token, *names) == names
+            told = [await first.message() for _ in names]
+            assert sorted(parse(message[5][0])[1][0].decode() for message in told) == sorted(names)
+            assert not await first.closes(1)
+            assert await served_by(second, world, names[0]) and await served_by(second, world, names[-1])
+
+    asyncio.run(attempt())
+    good.check()
+
+
+def test_forged_first_packets_do_not_keep_a_client_out(new_world):
+    """Thirty of an address that may have eight handshakes, none of which goes on: its true client gets a Retry."""
+    world = new_world("--max-handshakes-per-ip", "8", "--handshake-timeout", "20s")
+    with contextlib.ExitStack() as stack:
+        senders = [stack.enter_context(udp(world)) for _ in range(30)]
+        for sender in senders:
+            sender.settimeout(5)
+            for datagram in initial(world):
+                sender.send(datagram)
+        retries = [sender.recv(65536)[0] & 0xF0 == 0xF0 for sender in senders]
+        assert 20 <= sum(retries) < 30, retries
+        started = time.monotonic()
+        world.client(world.app())
+        assert time.monotonic() - started < 5
+        assert world.post("/x", b"x").status == 200

@@ -10,11 +10,11 @@ import threading
 import time
 
 import pytest
-from hyperframe.frame import ContinuationFrame, DataFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
-from test_h2_hostile import Frames, h2, request_fields
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from test_h2_hostile import PREFACE, Frames, h2, request_fields
 from test_quic_hostile import MIB, Growth
 
-from world import DOMAIN, LONG, Closed, Wire, World, eventually, request
+from world import DEADLINE, DOMAIN, LONG, Closed, Wire, World, eventually, request
 
 HEADER_TIMEOUT, BODY_TIMEOUT, WRITE_TIMEOUT = 2, 2, 3
 SLOW = ["--header-timeout", "2s", "--body-timeout", "2s", "--write-timeout", "3s"]
@@ -125,6 +125,29 @@ def test_a_tls_handshake_byte_by_byte_is_closed(slow):
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
     with GoodSender(slow), contextlib.ExitStack() as stack:
         drip(connected(slow, CROWD, stack), hello, HEADER_TIMEOUT + 2)
+
+
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+def test_a_tls_connection_without_a_request_is_closed(slow, alpn):
+    with GoodSender(slow), contextlib.ExitStack() as stack:
+        all_end(wires(slow, 20, stack, b"", alpn=(alpn,)), b"", HEADER_TIMEOUT + 4)
+
+
+def test_an_http2_connection_without_a_request_is_closed(slow):
+    """Preface and SETTINGS, and an answer to whatever the relay asks, but no request."""
+    with GoodSender(slow), h2(slow) as sender:
+        started = time.monotonic()
+        with pytest.raises(Closed):
+            for _ in sender.frames(HEADER_TIMEOUT + 4):
+                pass
+        assert time.monotonic() - started > HEADER_TIMEOUT - 0.5
+
+
+def test_an_http2_connection_without_a_request_or_a_pong_is_closed(slow):
+    """The same, deaf: it is asked to leave, and then, after the write time, not asked."""
+    preface = PREFACE + SettingsFrame(0).serialize()
+    with GoodSender(slow), contextlib.ExitStack() as stack:
+        all_end(wires(slow, 20, stack, preface, alpn=("h2",)), b"", HEADER_TIMEOUT + WRITE_TIMEOUT + 4)
 
 
 def wires(world, count, stack, first, **options):
@@ -239,19 +262,51 @@ def test_a_few_slow_readers_do_not_hold_up_the_endpoint(slow):
         eventually(lambda: open_connections(slow) <= 1, WRITE_TIMEOUT + 10, "the relay giving the slow readers up")
 
 
-def test_an_http2_sender_that_gives_no_window_is_cut_off(slow):
-    """Its connection is healthy, but what it asked for has nowhere to go."""
+def without_a_window(wire):
+    """An HTTP/2 sender whose streams may not be sent a byte of an answer's body."""
+    sender = Frames(wire)
+    sender.write(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}))
+    return sender
+
+
+def head_of_an_answer(sender, stream):
+    """The fields of an answer, as soon as its head is there; of its body nothing may come."""
+    for kind, _flags, of, payload in sender.frames(DEADLINE):
+        assert kind != DataFrame.type, "a body without a window"
+        if kind == HeadersFrame.type and of == stream:
+            return dict(sender.fields(payload))
+
+
+@pytest.mark.parametrize("path", ["/big", "/small"])
+def test_an_http2_sender_that_gives_no_window_is_cut_off(slow, path):
+    """Its connection is healthy, but what it asked for has nowhere to go, were it one frame only."""
     before = metric(slow, "replies_cut_total")
     with slow.wire(alpn=("h2",), timeout=WRITE_TIMEOUT + 10) as wire:
-        sender = Frames(wire)
-        sender.write(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}))
-        sender.write(sender.headers(sender.stream(), request_fields("GET", "/big")))
+        sender = without_a_window(wire)
+        sender.write(sender.headers(stream := sender.stream(), request_fields("GET", path)))
+        assert head_of_an_answer(sender, stream)[":status"] == "200"
         started = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while wire.receive():
-                pass
-        assert WRITE_TIMEOUT - 0.5 < time.monotonic() - started < WRITE_TIMEOUT + 5
+        assert wire.ended(WRITE_TIMEOUT + 5)
+        assert time.monotonic() - started > WRITE_TIMEOUT - 0.5
     assert metric(slow, "replies_cut_total") == before + 1
+
+
+@pytest.mark.parametrize("path", ["/big", "/small"])
+def test_a_sender_without_a_window_is_cut_off_when_the_client_is_gone_too(new_world, path):
+    """The client is lost within 6 s, and what it said before that still waits for the sender."""
+    patience = 8
+    world = new_world("--write-timeout", f"{patience}s")
+    app = world.app()
+    app.answer = lambda seen, at: big(seen) if seen.target == "/big" else app.echo(seen, at)
+    client = world.client(app)
+    with world.wire(alpn=("h2",)) as wire:
+        sender = without_a_window(wire)
+        sender.write(sender.headers(stream := sender.stream(), request_fields("GET", path)))
+        assert head_of_an_answer(sender, stream)[":status"] == "200"
+        started = time.monotonic()
+        client.process.kill()
+        eventually(lambda: not metric(world, "sessions"), patience - 1, "the relay noticing that the client is gone")
+        assert wire.ended(started + patience + 5 - time.monotonic())
 
 
 def test_a_reply_that_waits_for_its_app_is_not_cut_off(slow):
@@ -520,3 +575,80 @@ def test_a_sender_that_hangs_up_gives_its_place_back(new_world):
         with world.wire() as wire:
             wire.send(request("POST", "/cut", headers=[("Content-Length", "1000")]) + b"x")
     eventually(lambda: world.post("/x", b"x").status == 200, what="a place coming free")
+
+
+def test_bodies_that_do_not_come_take_no_places(new_world):
+    world = new_world("--max-concurrent", "3")
+    app = world.app()
+    world.client(app)
+    with contextlib.ExitStack() as stack:
+        held = wires(world, 10, stack, request("POST", "/held", headers=[("Content-Length", "1000")]) + b"x")
+        eventually(lambda: metric(world, "in_flight") == 10, what="ten requests without their bodies")
+        started = time.monotonic()
+        assert world.post("/good", b"good").status == 200
+        assert time.monotonic() - started < 2
+        for wire in held:
+            wire.send(b"x" * 999)
+            assert wire.reply("POST").status == 200
+    assert len(app.at("/held")) == 10
+
+
+def test_no_room_for_a_body_is_503_until_there_is(new_world):
+    """Of 400 KiB one address may have a quarter."""
+    world = new_world("--body-memory", "400KiB")
+    go = threading.Event()
+    app = world.app()
+    app.answer = lambda seen, at: (seen.target != "/held" or go.wait(20)) and app.echo(seen, at)
+    world.client(app)
+    with world.wire() as holder:
+        holder.send(request("POST", "/held", b"x" * 80 * 1024))
+        eventually(lambda: app.at("/held"), what="a delivery of 80 KiB at the app")
+        refused = world.post("/second", b"y" * 50 * 1024)
+        assert refused.status == 503 and int(refused.header("retry-after")) >= 1
+        assert b"room" in refused.body
+        assert world.post("/little", b"z" * 10 * 1024).status == 200
+        go.set()
+        assert holder.reply("POST").status == 200
+    assert world.post("/second", b"y" * 50 * 1024).json()["length"] == 50 * 1024
+    assert len(app.at("/second")) == 1
+
+
+TOO_LARGE_A_HEAD = b"the header fields are too many or too long for this relay\n"
+
+
+def test_a_head_of_nearly_64_kib_is_431(slow):
+    """Whole sizes below the limit pass, then the relay says what is wrong, then its HTTP library does; never a 5xx."""
+    outcomes = []
+    for size in [*range(63_500, 65_100, 400), *range(65_100, 65_600, 20), 66_000, 70_000]:
+        bare = len(request("GET", "/near", headers=[(f"X-{n}", "") for n in range(4)]))
+        length, rest = divmod(size - bare, 4)
+        head = request("GET", "/near", headers=[(f"X-{n}", "y" * (length + (rest if n == 0 else 0))) for n in range(4)])
+        assert len(head) == size
+        with slow.wire() as wire:
+            reply = wire.ask(head)
+        outcomes.append((reply.status, reply.body == TOO_LARGE_A_HEAD))
+    assert {status for status, _ in outcomes} == {200, 431}
+    assert outcomes == sorted(outcomes, key=lambda outcome: outcome[0]), outcomes
+    assert (431, True) in outcomes, "no head came as far as the relay's own limit"
+
+
+@pytest.mark.parametrize(("count", "status"), [(1000, 200), (1100, 431)])
+def test_so_many_small_fields_are_431(slow, count, status):
+    with h2(slow) as sender:
+        seen = sender.ask(request_fields("GET", "/many", more=[(f"x{n}", "") for n in range(count)]))
+    assert seen.status == status, seen
+    assert status == 200 or seen.body == TOO_LARGE_A_HEAD
+
+
+def test_an_early_answer_reaches_a_sender_that_is_still_sending(new_world):
+    """All of 20 MB is written before anything is read, long after the relay has answered."""
+    world = new_world()
+    world.client(world.app()).stop()
+    size = 20_000_000
+    with world.wire() as wire:
+        wire.tls.sendall(request("POST", "/upload", headers=[("Content-Length", str(size))]))
+        for _ in range(size // 100_000):
+            wire.tls.sendall(b"x" * 100_000)
+        reply = wire.reply("POST")
+    assert reply.status == 503 and reply.complete
+    assert b"nobody is connected" in reply.body

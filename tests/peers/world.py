@@ -129,17 +129,20 @@ class Program:
         return code
 
     def stop(self, seconds=15.0):
-        """Ctrl-C, then SIGKILL when that did not help. The exit code; a panic on the way fails the test."""
+        """Ctrl-C; the exit code. A panic on the way fails the test, and so does a program that has to be killed."""
+        obeyed = True
         if self.running:
             self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(seconds)
             except subprocess.TimeoutExpired:
+                obeyed = False
                 self.process.kill()
                 self.process.wait()
         self._reader.join(5)
         _, panic, story = self.errors.read_text(errors="replace").partition("panicked")
         assert not panic, f"{self.title} panicked{story[:2000]}"
+        assert obeyed, f"{self.title} had to be killed: Ctrl-C did not end it within {seconds} s\n{self.log()}"
         return self.process.returncode
 
 
@@ -234,9 +237,11 @@ class World:
         self.close()
 
     def close(self):
-        self._stack.close()
-        if self in World.alive:
-            World.alive.remove(self)
+        try:
+            self._stack.close()
+        finally:
+            if self in World.alive:
+                World.alive.remove(self)
 
     def logs(self):
         """(title, end of stderr) of each program."""

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::settings::{duration, size};
+use hookway_protocol::settings::{duration, nearest, size};
 use http::{HeaderName, HeaderValue};
 
 use crate::forwarder::HostHeader;
@@ -81,7 +81,7 @@ pub struct RelayArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ForwardArgs {
     /// Where to: 3000, host:port, or http(s)://host:port/prefix
-    #[arg(value_name = "TARGET")]
+    #[arg(value_name = "TARGET", value_parser = target)]
     pub(crate) target: Option<Target>,
     #[command(flatten)]
     pub(crate) relay: RelayArgs,
@@ -89,13 +89,13 @@ pub struct ForwardArgs {
     #[arg(short, long, env = "HOOKWAY_NAME", value_delimiter = ',')]
     pub(crate) name: Vec<EndpointName>,
     /// Paths that go elsewhere: /stripe=3001; may be repeated, the longest prefix wins
-    #[arg(long, value_name = "PATH=TARGET", value_parser = route)]
+    #[arg(long, value_name = "PATH=TARGET", env = "HOOKWAY_ROUTE", value_parser = route, value_delimiter = ',')]
     pub(crate) route: Vec<(String, Target)>,
     /// Take a route's prefix off the path
-    #[arg(long, env = "HOOKWAY_STRIP_PREFIX")]
+    #[arg(long, env = "HOOKWAY_STRIP_PREFIX", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) strip_prefix: bool,
-    /// Add or replace a header field towards the app; may be repeated
-    #[arg(short = 'H', long, value_name = "K: V", value_parser = header)]
+    /// Add or replace a header field towards the app; may be repeated (a line each in HOOKWAY_HEADER)
+    #[arg(short = 'H', long, value_name = "K: V", env = "HOOKWAY_HEADER", value_parser = header, value_delimiter = '\n')]
     pub(crate) header: Vec<(HeaderName, HeaderValue)>,
     /// The Host that the app sees: keep, rewrite (the target's own), or a value
     #[arg(long, value_name = "HOST", env = "HOOKWAY_HOST_HEADER", default_value = "keep", value_parser = host_header)]
@@ -103,7 +103,7 @@ pub struct ForwardArgs {
     /// How long to wait for an app that does not listen yet
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_WAIT_APP", default_value = "3s", value_parser = duration)]
     pub(crate) wait_app: Duration,
-    /// The app must begin to answer within this time
+    /// The app must begin to answer within this time after it got the request
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
     /// A body may be this large
@@ -133,19 +133,22 @@ pub(crate) enum Command {
     #[cfg(feature = "dev")]
     Dev {
         /// Where to: 3000, host:port, or http(s)://host:port/prefix
-        #[arg(value_name = "TARGET", required_unless_present = "demo")]
+        #[arg(value_name = "TARGET")]
         target: Option<Target>,
         /// Start a small app as the target and send it one sample
-        #[arg(long)]
+        #[arg(long, conflicts_with = "target")]
         demo: bool,
         /// Endpoint name
-        #[arg(short, long, default_value = "demo")]
+        #[arg(short, long, env = "HOOKWAY_NAME", default_value = "demo")]
         name: EndpointName,
+        /// The Host that the app sees: keep, rewrite (the target's own), or a value
+        #[arg(long, value_name = "HOST", env = "HOOKWAY_HOST_HEADER", default_value = "keep", value_parser = host_header)]
+        host_header: HostHeader,
         /// Where plain HTTP listens; the next free port when it is taken
-        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+        #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTP", default_value = "127.0.0.1:8080")]
         http: SocketAddr,
         /// Where HTTPS listens; the next free port when it is taken
-        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443")]
+        #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTPS", default_value = "127.0.0.1:8443")]
         https: SocketAddr,
         /// Stop after one delivery
         #[arg(long)]
@@ -185,7 +188,7 @@ pub(crate) enum Command {
 }
 
 /// What of the configuration.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ConfigCommand {
     /// The file's path
     Path,
@@ -195,7 +198,19 @@ pub(crate) enum ConfigCommand {
     Check,
 }
 
-fn route(text: &str) -> Result<(String, Target), String> {
+/// A target, or what was probably meant.
+fn target(text: &str) -> Result<Target, String> {
+    text.parse::<Target>().map_err(|error| {
+        let command = <Cli as clap::CommandFactory>::command();
+        let nearest = nearest(text, command.get_subcommands().map(clap::Command::get_name));
+        match nearest.filter(|_| !text.contains([':', '/'])) {
+            Some(command) => format!("{error}; did you mean the command `{command}`?"),
+            None => error.to_string(),
+        }
+    })
+}
+
+pub(crate) fn route(text: &str) -> Result<(String, Target), String> {
     let (prefix, target) = text.split_once('=').ok_or("a route is PATH=TARGET, such as /stripe=3001")?;
     if !prefix.starts_with('/') || prefix.contains(['?', '#', ' ']) {
         return Err("a route's path begins with / and has no query".into());

@@ -8,13 +8,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::exchange::{Delivered, Event};
+use crate::exchange::{Delivered, Event, Events};
 use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
 use crate::target::{InvalidTarget, Target};
 use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
-
-/// Events that wait for whoever listens; more are dropped.
-const MAX_EVENTS: usize = 4096;
 
 /// What a client needs to know.
 #[derive(Clone, Debug)]
@@ -89,8 +86,29 @@ impl Options {
 pub struct Client {
     welcomed: Welcomed,
     events: tokio::sync::Mutex<mpsc::Receiver<Event>>,
-    task: JoinHandle<Result<(), ConnectError>>,
+    task: Task,
     stop: CancellationToken,
+}
+
+/// What runs a client; dropped, also while it is still connecting, it stops.
+#[derive(Debug)]
+struct Task(JoinHandle<Result<(), ConnectError>>);
+
+impl Task {
+    /// Waits for its end, which nobody asked for.
+    async fn ended(&mut self) -> ConnectError {
+        match (&mut self.0).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => ConnectError::Local { cause: "the client was stopped".into() },
+            Err(error) => ConnectError::Local { cause: error.to_string() },
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Client {
@@ -109,19 +127,19 @@ impl Client {
 
     /// As [`Self::connect`], but with no endpoint when none was asked for.
     pub(crate) async fn start(options: Options) -> Result<Self, ConnectError> {
-        let (sender, mut events) = mpsc::channel(MAX_EVENTS);
+        let (sender, mut events) = Events::channel();
         let stop = CancellationToken::new();
         let forwarder = Forwarder::new(options.forward, &sender);
         let run = tunnel::run(options.tunnel, forwarder, sender, stop.clone());
         #[expect(clippy::disallowed_methods, reason = "owned by the client, ended with it")]
-        let mut task = tokio::spawn(run);
+        let mut task = Task(tokio::spawn(run));
         tokio::select! {
             biased;
             event = events.recv() => match event {
                 Some(Event::Up(welcomed)) => Ok(Self { welcomed, events: events.into(), task, stop }),
-                _ => Err(ended(task.await)),
+                _ => Err(task.ended().await),
             },
-            result = &mut task => Err(ended(result)),
+            error = task.ended() => Err(error),
         }
     }
 
@@ -164,21 +182,6 @@ impl Client {
     /// Stops and says why the client had ended, if it had by itself.
     pub(crate) async fn finish(mut self) -> Result<(), ConnectError> {
         self.stop.cancel();
-        (&mut self.task).await.unwrap_or_else(|error| Err(ConnectError::Local(error.to_string())))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        self.task.abort();
-    }
-}
-
-fn ended(result: Result<Result<(), ConnectError>, tokio::task::JoinError>) -> ConnectError {
-    match result {
-        Ok(Err(error)) => error,
-        Ok(Ok(())) => ConnectError::Local("the client was stopped".into()),
-        Err(error) => ConnectError::Local(error.to_string()),
+        (&mut self.task.0).await.unwrap_or_else(|error| Err(ConnectError::Local { cause: error.to_string() }))
     }
 }

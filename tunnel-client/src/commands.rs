@@ -43,8 +43,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let done = match cli.command {
         None => forward::run(cli.forward, &files, output),
         #[cfg(feature = "dev")]
-        Some(Command::Dev { target, demo, name, http, https, once }) => {
-            dev::run(dev::Dev { target, demo, name, http, https, once }, output)
+        Some(Command::Dev { target, demo, name, host_header, http, https, once }) => {
+            dev::run(dev::Dev { target, demo, name, host_header, http, https, once }, output)
         }
         Some(Command::Login { url, relay_ca, token_file }) => {
             account::login(&cli.global, &url, relay_ca, token_file, output)
@@ -54,14 +54,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Some(Command::Config { what }) => match what {
             ConfigCommand::Path => account::config_path(&cli.global, output),
             ConfigCommand::Show => account::config_show(&cli.forward, &files, output),
-            ConfigCommand::Check => account::config_check(&files, output),
+            ConfigCommand::Check => account::config_check(&cli.forward, &files, output),
         },
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "hookway", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Version) => {
-            output.line(concat!("hookway ", env!("CARGO_PKG_VERSION")));
+            match output.is_json() {
+                true => output.json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")})),
+                false => output.line(concat!("hookway ", env!("CARGO_PKG_VERSION"))),
+            }
             Ok(ExitCode::SUCCESS)
         }
     };
@@ -87,20 +90,29 @@ fn log(args: &GlobalArgs) {
 /// One thread: handing small pieces of work between threads costs more than it gains.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::new(1, "the program cannot start").cause(error.to_string()))?.block_on(work)
+    let runtime = runtime.map_err(|error| Failure::new(1, "the program cannot start").cause(error.to_string()))?;
+    let done = runtime.block_on(work);
+    // A name that is still being looked up, or a reader that has paused, must not keep the program.
+    runtime.shutdown_background();
+    done
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let failure = Self::new(7, error.to_string());
-        match (&error, std::error::Error::source(&error)) {
-            (_, Some(cause)) => {
-                failure.cause(cause.to_string()).next("check the file and its rights:  hookway config path")
+        let what = error.to_string();
+        match error {
+            ConfigError::File { path, source } => {
+                Self::new(7, what).cause(source.to_string()).next(format!("check that {path} is there and may be read"))
             }
-            (ConfigError::Wrong { .. }, None) => failure
+            ConfigError::Wrong { .. } => Self::new(7, what)
                 .cause("these lines cannot be read as settings")
                 .next("mend them; every long flag is a key:  hookway --help"),
-            (_, None) => failure.cause("HOME is not set").next("set HOME, or name a file:  --config FILE"),
+            ConfigError::NoToken { .. } => Self::new(4, what)
+                .cause("a token begins with hwt_; nothing else is sent to a relay")
+                .next("ask the relay's operator for one:  hookway-relay token create --name NAME"),
+            ConfigError::NoHome => {
+                Self::new(7, what).cause("HOME is not set").next("set HOME, or name a file:  --config FILE")
+            }
         }
     }
 }
@@ -110,13 +122,17 @@ impl From<ConnectError> for Failure {
         let what = error.to_string();
         match error {
             ConnectError::Unreachable { cause, relay } => {
-                let next =
-                    format!("check the name and that UDP reaches {relay}; or name another:  --relay HOST[:PORT]");
+                let next = match cause.contains("certificate") {
+                    true => "if the relay has a CA of its own, ask its operator for the file:  --relay-ca FILE".into(),
+                    false => {
+                        format!("check the name and that UDP reaches {relay}; or name another:  --relay HOST[:PORT]")
+                    }
+                };
                 Self::new(3, what).cause(cause).next(next)
             }
             ConnectError::Refused { code, reason, next } => {
                 let (exit, cause) = match code {
-                    Code::Token => (4, "the relay does not know this token"),
+                    Code::Token => (4, "the relay did not take this token"),
                     Code::Taken | Code::Name => (5, "the relay did not give the endpoint"),
                     _ => (3, "the relay refused"),
                 };
@@ -125,7 +141,9 @@ impl From<ConnectError> for Failure {
             ConnectError::TakenOver { reason } => Self::new(5, "no endpoint is left to serve")
                 .cause(reason)
                 .next("use another name for this client:  hookway TARGET --name NAME"),
-            ConnectError::Local(_) => Self::new(7, what),
+            ConnectError::Local { cause } => Self::new(7, what)
+                .cause(cause)
+                .next("check the CA file and the system's certificates:  hookway config check"),
         }
     }
 }

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches};
 use etcetera::BaseStrategy;
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::settings::{self, Problem};
-use serde::{Deserialize, Serialize};
+use hookway_protocol::settings::{self, Problem, Setting};
+use serde::Deserialize;
 
-use crate::cli::{Cli, RelayArgs};
+use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, route};
 use crate::target::Target;
 
 /// The project's file, in the working folder or one above.
@@ -33,78 +33,87 @@ pub(crate) enum ConfigError {
     },
     #[error("{path} has something to mend:\n{}", .problems.iter().map(|p| format!("    {p}")).collect::<Vec<_>>().join("\n"))]
     Wrong { path: String, problems: Vec<Problem> },
+    #[error("{from} holds no token")]
+    NoToken { from: String },
     #[error("this account has no home folder to keep settings in")]
     NoHome,
 }
 
-/// What the files add to the command line.
+/// What the files say beside settings.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     /// The endpoints of the project's file, with targets of their own.
     pub(crate) endpoints: Vec<ProjectEndpoint>,
-    /// The relay and the token that `hookway login` kept. The token goes to that relay only, whatever a project says.
-    pub(crate) login: Option<(String, String)>,
+    /// What `hookway login` kept. The token goes to that relay only, whatever a project says.
+    login: Login,
+    /// The file that the user's settings name for a token.
+    token_file: Option<PathBuf>,
+    /// The CA that the project names for its relay.
+    project_ca: Option<PathBuf>,
 }
 
-/// An `[[endpoint]]` of the project's file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+/// An endpoint of the project's file: where its deliveries go.
+#[derive(Clone, Debug)]
 pub(crate) struct ProjectEndpoint {
-    pub(crate) name: String,
-    pub(crate) target: Option<String>,
-    #[serde(default)]
-    pub(crate) route: Vec<String>,
+    pub(crate) name: EndpointName,
+    pub(crate) target: Option<Target>,
+    pub(crate) routes: Vec<(String, Target)>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// An `[[endpoint]]` as it stands in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct EndpointTable {
+    name: String,
+    target: Option<String>,
+    #[serde(default)]
+    route: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
 struct Tables {
     #[serde(default)]
-    endpoint: Vec<ProjectEndpoint>,
+    endpoint: Vec<toml::Spanned<EndpointTable>>,
 }
 
-/// The command line, completed from the files.
+/// The command line, completed from the files if the command uses them.
 ///
 /// # Errors
 /// The outer error is clap's, the inner one the files'.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigError>, clap::Error> {
-    let command = Cli::command();
+    let command = settings::without_empty_variables(Cli::command());
     let matches = command.clone().try_get_matches_from(&args)?;
     let cli = Cli::from_arg_matches(&matches)?;
-    let user = cli.global.config.as_ref().map_or_else(user_file, |path| Ok(path.clone()));
-    // These make the file.
-    let is_login = matches!(matches.subcommand_name(), Some("login" | "logout"));
-    let (more, files) =
-        match user.and_then(|user| read_files(&user, cli.global.config.is_some() && !is_login, &matches)) {
-            Ok(read) => read,
-            Err(ConfigError::NoHome) => Default::default(),
-            Err(error) => return Ok(Err(error)),
-        };
-    let (mut all, given) = (args, matches.subcommand().map(|(_, sub)| sub.clone()));
-    // `whoami` and the like take the relay's settings only.
-    let takes = |flag: &OsString| match &given {
-        None => true,
-        Some(sub) => {
-            let text = flag.to_string_lossy();
-            let key = text.trim_start_matches("--").split('=').next().unwrap_or_default().replace('-', "_");
-            sub.try_contains_id(&key).is_ok()
-                && matches!(sub.value_source(&key), None | Some(ValueSource::DefaultValue))
-        }
+    let uses_files = match (matches.subcommand_name(), &cli.command) {
+        (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,
+        (name, _) => matches!(name, None | Some("whoami" | "dev")),
     };
-    if matches.subcommand_name() == Some("config") {
-        // It shows what forwarding would use.
-        all.splice(1..1, more.iter().filter(|flag| flag.to_string_lossy().starts_with("--")).cloned());
+    if !uses_files {
+        return Ok(Ok((cli, Files::default())));
     }
-    all.extend(more.into_iter().filter(takes));
-    Ok(Ok((Cli::from_arg_matches(&command.try_get_matches_from(all)?)?, files)))
+    let user = cli.global.config.as_ref().map_or_else(user_file, |path| Ok(path.clone()));
+    let (settings, files) = match user.and_then(|user| read_files(&user, cli.global.config.is_some())) {
+        Ok(read) => read,
+        Err(ConfigError::NoHome) => Default::default(),
+        Err(error) => return Ok(Err(error)),
+    };
+    let command = settings::defaults(command, &settings);
+    Ok(Ok((Cli::from_arg_matches(&command.try_get_matches_from(args)?)?, files)))
 }
 
-/// Flags for what the files say and the command line and environment do not.
-fn read_files(user: &Path, named: bool, given: &ArgMatches) -> Result<(Vec<OsString>, Files), ConfigError> {
+/// The settings of both files, the project's before the user's.
+fn read_files(user: &Path, named: bool) -> Result<(Vec<Setting>, Files), ConfigError> {
     let command = Cli::command();
-    let known: Vec<&str> =
-        command.get_arguments().filter_map(clap::Arg::get_long).filter(|key| !NOT_SETTINGS.contains(key)).collect();
-    let mut flags: BTreeMap<String, Vec<OsString>> = BTreeMap::new();
-    let (mut files, mut kept) = (Files::default(), (None, None));
+    let commands = [Some(&command), command.find_subcommand("dev")];
+    let known: Vec<&str> = commands
+        .into_iter()
+        .flatten()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(clap::Arg::get_long)
+        .filter(|key| !NOT_SETTINGS.contains(key))
+        .chain(["target", "token"])
+        .collect();
+    let (mut all, mut files) = (Vec::<Setting>::new(), Files::default());
     for (path, is_project) in project_file().map(|path| (path, true)).into_iter().chain([(user.to_owned(), false)]) {
         let shown = path.display().to_string();
         let text = match std::fs::read_to_string(&path) {
@@ -113,48 +122,58 @@ fn read_files(user: &Path, named: bool, given: &ArgMatches) -> Result<(Vec<OsStr
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named && !is_project => continue,
             Err(source) => return Err(ConfigError::File { path: shown, source }),
         };
-        let keys: Vec<&str> = known.iter().copied().chain(["target", "token"]).collect();
-        let (settings, mut problems) = settings::read(&text, &keys, &["endpoint"]);
-        for token in settings.iter().filter(|setting| is_project && setting.key == "token") {
-            let message = "a token does not belong in a file that is shared; use:  hookway login RELAY".into();
-            problems.push(Problem { line: token.line, message });
-        }
+        let (settings, mut problems) = settings::read(&text, &known, &["endpoint"]);
         match toml::from_str::<Tables>(&text) {
-            Ok(tables) => files.endpoints.extend(tables.endpoint),
+            Ok(tables) => {
+                for table in tables.endpoint {
+                    let line = line_of(&text, table.span().start);
+                    match table.into_inner().parse() {
+                        Ok(endpoint) => files.endpoints.push(endpoint),
+                        Err(message) => problems.push(Problem { line, message }),
+                    }
+                }
+            }
             Err(error) if problems.is_empty() => {
-                let line = 1 + text[..error.span().map_or(0, |span| span.start)].matches('\n').count();
+                let line = line_of(&text, error.span().map_or(0, |span| span.start));
                 problems.push(Problem { line, message: error.message().to_owned() });
             }
             Err(_) => {}
         }
+        let names_relay = settings.iter().any(|setting| setting.key == "relay");
         for setting in settings {
-            if setting.key == "token" {
-                kept.1 = setting.values.first().cloned();
-                continue;
-            }
-            if setting.key == "relay" && !is_project {
-                kept.0 = setting.values.first().cloned();
-            }
-            let values: Vec<OsString> = match (setting.key.as_str(), setting.values.first().map(String::as_str)) {
-                ("target", Some(target)) => vec![target.into()],
-                ("strip-prefix", Some("true")) => vec!["--strip-prefix".into()],
-                ("strip-prefix", _) => vec![],
-                // Beside the file that names it, wherever the command is run.
-                (key @ ("relay-ca" | "token-file"), Some(value)) => {
-                    let file = path.parent().unwrap_or(Path::new("")).join(value);
-                    vec![format!("--{key}={}", file.display()).into()]
+            let value = setting.values.first().cloned();
+            let checked = match setting.key.as_str() {
+                // Whoever wrote a project's file must not choose which of the reader's files go to a relay.
+                "token" | "token-file" if is_project => {
+                    Err("a token does not belong in a file that is shared; use:  hookway login RELAY".into())
                 }
-                (key, _) => setting.values.iter().map(|value| format!("--{key}={value}").into()).collect(),
+                "relay-ca" if is_project && !names_relay => {
+                    Err("`relay-ca` stands beside the `relay` it is for; this file names none".into())
+                }
+                "token" => Ok(()),
+                key => {
+                    let of_dev = || commands[1].filter(|dev| has(dev, key));
+                    settings::check(of_dev().filter(|_| !has(&command, key)).unwrap_or(&command), &setting)
+                }
             };
-            let alone = command.clone().no_binary_name(true).try_get_matches_from(&values);
-            if let Err(error) = alone {
-                let text = error.to_string();
-                let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            if let Err(message) = checked {
                 problems.push(Problem { line: setting.line, message });
             }
-            let source = given.value_source(&setting.key.replace('-', "_"));
-            if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
-                flags.entry(setting.key).or_insert(values);
+            // Beside the file that names it, wherever the command is run.
+            let beside = value.as_ref().map(|value| path.parent().unwrap_or(Path::new("")).join(value));
+            let beside_shown = beside.iter().map(|path| path.display().to_string()).collect();
+            match (setting.key.as_str(), is_project) {
+                ("token", _) => files.login.token = value,
+                ("token-file", _) => files.token_file = beside,
+                ("relay", false) => files.login.relay = value,
+                ("relay-ca", true) => files.project_ca = beside,
+                ("relay-ca", false) => files.login.relay_ca = beside,
+                _ => {}
+            }
+            match (setting.key.as_str(), is_project) {
+                ("token" | "token-file", _) | ("relay-ca", false) => {}
+                ("relay-ca", true) => all.push(Setting { values: beside_shown, ..setting }),
+                _ => all.push(setting),
             }
         }
         if !problems.is_empty() {
@@ -162,8 +181,15 @@ fn read_files(user: &Path, named: bool, given: &ArgMatches) -> Result<(Vec<OsStr
             return Err(ConfigError::Wrong { path: shown, problems });
         }
     }
-    files.login = kept.0.zip(kept.1);
-    Ok((flags.into_values().flatten().collect(), files))
+    Ok((all, files))
+}
+
+fn has(command: &clap::Command, key: &str) -> bool {
+    key == "target" || command.get_arguments().any(|arg| arg.get_long() == Some(key))
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text[..at].matches('\n').count()
 }
 
 fn project_file() -> Option<PathBuf> {
@@ -188,36 +214,39 @@ pub(crate) fn data_dir() -> Result<PathBuf, ConfigError> {
     Ok(folders.data_dir().join("hookway"))
 }
 
-/// What `hookway login` keeps.
-#[derive(Clone, Default, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
+/// What `hookway login` keeps, in the user's file.
+#[derive(Default)]
 pub(crate) struct Login {
     pub(crate) relay: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) relay_ca: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,
-    /// Whatever else stands in the file stays.
-    #[serde(flatten)]
-    pub(crate) rest: toml::Table,
 }
 
-/// Changes the user's file, which only its owner may read. Without a change nothing is written.
-pub(crate) fn change_login(path: &Path, change: impl FnOnce(&mut Login)) -> Result<(), ConfigError> {
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("relay", &self.relay).field("relay_ca", &self.relay_ca).finish_non_exhaustive()
+    }
+}
+
+/// Changes the user's file, which only its owner may read. Whatever else stands in it stays, comments too; without a
+/// change nothing is written.
+pub(crate) fn change_user_file(
+    path: &Path,
+    change: impl FnOnce(&mut toml_edit::DocumentMut),
+) -> Result<(), ConfigError> {
+    // A link to where the settings are kept stays one.
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let file = |source| ConfigError::File { path: path.display().to_string(), source };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(file(error)),
     };
-    let mut login: Login = toml::from_str(&text).map_err(|error| file(std::io::Error::other(error.to_string())))?;
-    let before = login.clone();
-    change(&mut login);
-    if login == before {
-        return Ok(());
-    }
-    let text = toml::to_string(&login).map_err(|error| file(std::io::Error::other(error)))?;
-    write_private(path, &text).map_err(file)
+    let mut document: toml_edit::DocumentMut =
+        text.parse().map_err(|error: toml_edit::TomlError| file(std::io::Error::other(error.to_string())))?;
+    change(&mut document);
+    let changed = document.to_string();
+    if changed == text { Ok(()) } else { write_private(path, &changed).map_err(file) }
 }
 
 /// Writes a file whole or not at all, for its owner's eyes.
@@ -259,19 +288,37 @@ fn key(relay: &str) -> Option<String> {
 }
 
 impl RelayArgs {
-    /// The token: from a file, the environment, or the login.
+    /// The token: from the file that a flag or variable names, the environment, the user's file, or the login.
     pub(crate) fn token(&self, files: &Files) -> Result<Option<String>, ConfigError> {
         if let Some(path) = &self.token_file {
             return read_token(path).map(Some);
         }
-        Ok(std::env::var("HOOKWAY_TOKEN").ok().filter(|token| !token.is_empty()).or_else(|| self.kept_token(files)))
+        if let Some(token) = std::env::var("HOOKWAY_TOKEN").ok().filter(|token| !token.is_empty()) {
+            return usable_token(&token, "HOOKWAY_TOKEN").map(Some);
+        }
+        match &files.token_file {
+            Some(path) => read_token(path).map(Some),
+            None => Ok(self.kept_token(files)),
+        }
     }
-}
 
-impl RelayArgs {
+    /// The CA: the one named for this command, or the login's, for the relay of the login only.
+    pub(crate) fn ca(&self, files: &Files) -> Option<PathBuf> {
+        let of_login = files.login.relay.is_none() || self.is_of(&files.login);
+        self.relay_ca.clone().or_else(|| files.login.relay_ca.clone().filter(|_| of_login))
+    }
+
+    fn is_of(&self, login: &Login) -> bool {
+        login.relay.as_ref().is_some_and(|relay| relay.parse().ok() == self.relay)
+    }
+
+    /// The login's, for the relay of the login only, and not by way of another CA that a project names for it.
     fn kept_token(&self, files: &Files) -> Option<String> {
-        let (relay, token) = files.login.as_ref()?;
-        (relay.parse().ok() == self.relay).then(|| token.clone())
+        let content = |path: &Option<PathBuf>| path.as_ref().and_then(|path| std::fs::read(path).ok());
+        let same_ca = files.project_ca.is_none()
+            || self.relay_ca != files.project_ca
+            || content(&files.project_ca) == content(&files.login.relay_ca);
+        files.login.token.clone().filter(|_| self.is_of(&files.login) && same_ca)
     }
 }
 
@@ -279,21 +326,23 @@ impl RelayArgs {
 pub(crate) fn read_token(path: &Path) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(path);
     let text = text.map_err(|source| ConfigError::File { path: path.display().to_string(), source })?;
-    Ok(text.trim().to_owned())
+    usable_token(text.trim(), &path.display().to_string())
 }
 
-/// A name, its target and its routes.
-pub(crate) type ParsedEndpoint = (EndpointName, Option<Target>, Vec<(String, Target)>);
+/// The token, if it has a token's form: nothing else of the reader's goes to a relay.
+pub(crate) fn usable_token(text: &str, from: &str) -> Result<String, ConfigError> {
+    let characters = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+    let fits = text.starts_with("hwt_") && text.len() <= 200 && text.bytes().all(characters);
+    fits.then(|| text.to_owned()).ok_or_else(|| ConfigError::NoToken { from: from.to_owned() })
+}
 
-impl ProjectEndpoint {
-    /// Its name, target and routes.
-    pub(crate) fn parsed(&self) -> Result<ParsedEndpoint, String> {
-        let name = self.name.parse::<EndpointName>().map_err(|error| error.to_string())?;
-        let target = self.target.as_deref().map(str::parse::<Target>).transpose().map_err(|error| error.to_string())?;
-        let routes = self.route.iter().map(|route| {
-            let (prefix, target) = route.split_once('=').ok_or("a route is PATH=TARGET")?;
-            Ok((prefix.to_owned(), target.parse::<Target>().map_err(|error| error.to_string())?))
-        });
-        Ok((name, target, routes.collect::<Result<_, String>>()?))
+impl EndpointTable {
+    fn parse(self) -> Result<ProjectEndpoint, String> {
+        let name = self.name.parse::<EndpointName>().map_err(|error| format!("`{}`: {error}", self.name))?;
+        let target = self.target.as_deref().map(str::parse::<Target>).transpose();
+        let target = target.map_err(|error| format!("the target of `{name}`: {error}"))?;
+        let routes = self.route.iter().map(|text| route(text)).collect::<Result<_, String>>();
+        let routes = routes.map_err(|error| format!("a route of `{name}`: {error}"))?;
+        Ok(ProjectEndpoint { name, target, routes })
     }
 }

@@ -1,19 +1,51 @@
 //! What happened: the events that a client tells whoever listens.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hookway_protocol::head::Failure;
 use hookway_protocol::id::DeliveryId;
 use http::StatusCode;
+use tokio::sync::mpsc;
 
 use crate::tunnel::Welcomed;
+
+/// Events that wait for whoever listens; more are missed.
+const MAX_EVENTS: usize = 4096;
+
+/// Where events go. Nothing waits for the listener: one that does not keep up is told how many it missed.
+#[derive(Clone, Debug)]
+pub(crate) struct Events {
+    sender: mpsc::Sender<Event>,
+    missed: Arc<AtomicU64>,
+}
+
+impl Events {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+        (Self { sender, missed: Arc::default() }, receiver)
+    }
+
+    /// Tells the listener, if it keeps up.
+    pub(crate) fn tell(&self, event: Event) {
+        let missed = self.missed.swap(0, Ordering::Relaxed);
+        if missed > 0 && self.sender.try_send(Event::Missed { count: missed }).is_err() {
+            self.missed.fetch_add(missed, Ordering::Relaxed);
+        }
+        if self.sender.try_send(event).is_err() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Something a person or a script may want to know.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The session is up. The first one makes the client ready.
     Up(Welcomed),
-    /// The session is gone; the client is trying to come back.
+    /// The session is gone, or could not be had again for another reason than before; the client is trying to come
+    /// back.
     Down {
         /// Why.
         reason: String,
@@ -31,6 +63,16 @@ pub enum Event {
         up: bool,
         /// Where it is.
         target: String,
+    },
+    /// Something that would help the person at the client.
+    Hint {
+        /// What to do, in a sentence.
+        text: String,
+    },
+    /// Whoever listens did not keep up.
+    Missed {
+        /// So many events are missing here.
+        count: u64,
     },
     /// A delivery is done.
     Delivered(Box<Delivered>),

@@ -3,6 +3,7 @@
 mod app;
 mod body;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +12,12 @@ use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRAI
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
 
-pub(crate) use body::{OutBody, Streaming};
+pub(crate) use body::{OutBody, Progress, Streaming};
 
-use crate::exchange::Event;
+use crate::exchange::Events;
 use crate::target::Target;
-use app::App;
+use app::{App, Patience};
 
 /// How deliveries are put to the app.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Settings {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// What the app is told as `Host`.
     pub host: HostHeader,
-    /// The app must begin to answer within this time.
+    /// The app must begin to answer within this time after it got the request, or the last piece of a body.
     pub timeout: Duration,
     /// How long to wait for an app that does not listen (yet).
     pub wait_app: Duration,
@@ -63,6 +63,16 @@ pub enum HostHeader {
     Value(HeaderValue),
 }
 
+impl fmt::Display for HostHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => f.write_str("keep"),
+            Self::Rewrite => f.write_str("rewrite"),
+            Self::Value(host) => f.write_str(&String::from_utf8_lossy(host.as_bytes())),
+        }
+    }
+}
+
 /// The app gave no answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Failed {
@@ -81,7 +91,7 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(crate) fn new(mut settings: Settings, events: &mpsc::Sender<Event>) -> Arc<Self> {
+    pub(crate) fn new(mut settings: Settings, events: &Events) -> Arc<Self> {
         // An endpoint's own route goes before one for all, a longer prefix before a shorter.
         settings.routes.sort_by_key(|route| std::cmp::Reverse((route.endpoint.is_some(), route.prefix.len())));
         let apps = settings.routes.iter().map(|route| App::new(route.target.clone(), events.clone())).collect();
@@ -89,7 +99,12 @@ impl Forwarder {
     }
 
     /// Puts a delivery to its app and waits for the head of the answer.
-    pub(crate) async fn forward(&self, head: RequestHead, body: OutBody) -> Result<Response<Incoming>, Failed> {
+    pub(crate) async fn forward(
+        &self,
+        head: RequestHead,
+        body: OutBody,
+        progress: &Progress,
+    ) -> Result<Response<Incoming>, Failed> {
         let path = head.target.path();
         let route = self.settings.routes.iter().position(|route| route.takes(head.endpoint.as_str(), path));
         let Some(index) = route else {
@@ -103,15 +118,8 @@ impl Forwarder {
             short: "bad path".into(),
             message: "the path does not fit behind the target's".into(),
         })?;
-        let answer = app.send(request, grpc, self.settings.wait_app);
-        match tokio::time::timeout(self.settings.timeout, answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let seconds = self.settings.timeout.as_secs_f64();
-                let message = format!("the local app at {} gave no answer within {seconds} s", app.target());
-                Err(Failed { failure: Failure::Timeout, short: format!("timeout {seconds}s"), message })
-            }
-        }
+        let Settings { wait_app, timeout, .. } = self.settings;
+        app.send(request, grpc, Patience { wait_app, timeout, progress }).await
     }
 
     fn request(&self, route: &Route, head: RequestHead, body: OutBody) -> Option<Request<OutBody>> {
@@ -173,7 +181,9 @@ impl Route {
 }
 
 fn is_grpc(head: &RequestHead) -> bool {
-    head.headers.get(&CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    let kind = head.headers.get(&CONTENT_TYPE).and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"));
+    // Not gRPC-Web, which is plain HTTP.
+    kind.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 #[cfg(test)]

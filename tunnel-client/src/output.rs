@@ -1,5 +1,4 @@
 //! Everything the client prints: results on stdout, diagnostics on stderr. Text from outside is made harmless.
-#![expect(clippy::print_stderr, reason = "the one module that prints")]
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
@@ -8,6 +7,9 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use unicode_width::UnicodeWidthChar;
 
 use crate::cli::{Color, GlobalArgs};
 use crate::exchange::{Delivered, Event, Outcome};
@@ -46,21 +48,55 @@ impl Failure {
 pub(crate) struct Output {
     json: bool,
     quiet: bool,
+    /// On stdout, and on stderr.
     colour: bool,
+    colour_errors: bool,
+}
+
+/// Prints events on a thread of its own: whoever reads them may pause, the tunnel may not.
+#[derive(Debug)]
+pub(crate) struct Printer {
+    events: mpsc::Sender<Event>,
+    thread: JoinHandle<()>,
+}
+
+impl Printer {
+    /// Hands an event over, waiting while the one before is being printed.
+    pub(crate) async fn print(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+
+    /// Waits until all is printed.
+    pub(crate) async fn finish(self) {
+        drop(self.events);
+        let _ = self.thread.await;
+    }
 }
 
 impl Output {
     pub(crate) fn new(args: &GlobalArgs) -> Self {
-        let colour = match args.color {
+        let colour = |is_terminal: bool| match args.color {
             Color::Always => true,
             Color::Never => false,
             Color::Auto => {
                 let wanted = std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
                 let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-                !unwanted && (wanted || std::io::stdout().is_terminal())
+                !unwanted && (wanted || is_terminal)
             }
         };
-        Self { json: args.json, quiet: args.quiet, colour }
+        let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
+        Self { json: args.json, quiet: args.quiet, colour: colour(out), colour_errors: colour(err) }
+    }
+
+    /// Prints the events that match.
+    pub(crate) fn printer(self, filter: Option<Filter>) -> Printer {
+        let (events, mut next) = mpsc::channel(1);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(event) = next.blocking_recv() {
+                self.event(&event, filter.as_ref());
+            }
+        });
+        Printer { events, thread }
     }
 
     pub(crate) const fn is_json(self) -> bool {
@@ -68,7 +104,7 @@ impl Output {
     }
 
     /// A result in JSON. A terminal may take the C1 controls, which JSON lets through, for commands.
-    pub(crate) fn json_line(self, value: &serde_json::Value) {
+    pub(crate) fn json(self, value: &serde_json::Value) {
         let mut text = String::new();
         for c in value.to_string().chars() {
             match c {
@@ -88,19 +124,19 @@ impl Output {
     /// Something to know beside the results.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet && !self.json {
-            eprintln!("{}", harmless(text, usize::MAX));
+            diagnose(&harmless(text, usize::MAX));
         }
     }
 
     pub(crate) fn fail(self, failure: &Failure) {
-        let title = self.paint("error:", AnsiColor::Red);
-        eprintln!("{title} {}", harmless_lines(&failure.what));
-        if let Some(cause) = &failure.cause {
-            eprintln!("  cause: {}", harmless(cause, usize::MAX));
+        let title = paint("error:", AnsiColor::Red, self.colour_errors);
+        let mut text = format!("{title} {}", harmless_lines(&failure.what));
+        for (label, more) in [("cause:", &failure.cause), ("next: ", &failure.next)] {
+            if let Some(more) = more {
+                let _ = write!(text, "\n  {label} {}", harmless(more, usize::MAX));
+            }
         }
-        if let Some(next) = &failure.next {
-            eprintln!("  next:  {}", harmless(next, usize::MAX));
-        }
+        diagnose(&text);
     }
 
     /// What is said when the client is ready.
@@ -110,29 +146,32 @@ impl Output {
             let urls: serde_json::Map<_, _> =
                 welcomed.urls.iter().map(|(name, urls)| (name.clone(), urls.first().cloned().into())).collect();
             let transport = welcomed.transport;
-            self.line(
-                &json!({"event": "ready", "url": url, "urls": urls, "inspector": null, "transport": transport})
-                    .to_string(),
-            );
+            let mut line =
+                json!({"event": "ready", "url": url, "urls": urls, "inspector": null, "transport": transport});
+            for (key, value) in &banner.more {
+                line[key] = value.clone().into();
+            }
+            self.json(&line);
             self.event(&Event::Up(welcomed.clone()), None);
             return;
         }
         if self.quiet {
             return;
         }
-        self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), banner.title));
+        self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), harmless(&banner.title, 200)));
         self.line("");
         for (name, urls) in &welcomed.urls {
-            let mut urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+            let mut urls: Vec<String> = urls.iter().map(|url| harmless(url, 300)).collect();
             if banner.plain_first {
                 urls.reverse();
             }
-            let label = if welcomed.urls.len() == 1 { "Webhook URL" } else { name };
+            let label = if welcomed.urls.len() == 1 { "Webhook URL".into() } else { harmless(name, 63) };
             let more = urls.get(1).map(|url| format!("      ({url})")).unwrap_or_default();
-            self.line(&format!("  {label:<13} {}{more}", self.paint(urls.first().unwrap_or(&""), AnsiColor::Cyan)));
+            let first = urls.first().map_or("", String::as_str);
+            self.line(&format!("  {label:<13} {}{more}", paint(first, AnsiColor::Cyan, self.colour)));
         }
         for (label, text) in &banner.lines {
-            self.line(&format!("  {label:<13} {text}"));
+            self.line(&format!("  {label:<13} {}", harmless(text, 300)));
         }
         if !welcomed.notice.is_empty() {
             self.line(&format!("  {:<13} {}", "Notice", harmless(&welcomed.notice, 300)));
@@ -144,31 +183,34 @@ impl Output {
     pub(crate) fn event(self, event: &Event, filter: Option<&Filter>) {
         match event {
             Event::Delivered(delivered) if filter.is_some_and(|filter| !filter.matches(delivered)) => {}
-            Event::Delivered(delivered) if self.json => self.json_line(&delivery_json(delivered)),
+            Event::Delivered(delivered) if self.json => self.json(&delivery_json(delivered)),
             Event::Delivered(delivered) if !self.quiet => {
                 let now = jiff::Zoned::now();
                 self.line(&self.delivery_line(&now.strftime("%H:%M:%S%.3f").to_string(), delivered));
             }
             Event::Delivered(_) => {}
             Event::Up(welcomed) if self.json => {
-                let line = json!({"event": "session", "state": "up", "transport": welcomed.transport});
-                self.line(&line.to_string());
+                self.json(&json!({"event": "session", "state": "up", "transport": welcomed.transport}));
             }
             Event::Up(_) => self.note("connected again"),
             Event::Down { reason } if self.json => {
-                self.line(&json!({"event": "session", "state": "down", "reason": reason}).to_string());
+                self.json(&json!({"event": "session", "state": "down", "reason": reason}));
             }
-            Event::Down { reason } => self.note(&format!("connection lost ({reason}); connecting again …")),
+            Event::Down { reason } => self.note(&format!("not connected ({reason}); connecting again …")),
             Event::Released { endpoint, reason } if self.json => {
-                self.line(&json!({"event": "released", "endpoint": endpoint, "reason": reason}).to_string());
+                self.json(&json!({"event": "released", "endpoint": endpoint, "reason": reason}));
             }
             Event::Released { endpoint, reason } => self.note(&format!("{endpoint} is served no longer: {reason}")),
             Event::App { up, target } if self.json => {
                 let state = if *up { "up" } else { "down" };
-                self.line(&json!({"event": "app", "state": state, "target": target}).to_string());
+                self.json(&json!({"event": "app", "state": state, "target": target}));
             }
             Event::App { up: true, target } => self.note(&format!("{target} answers")),
             Event::App { up: false, target } => self.note(&format!("waiting for {target}")),
+            Event::Hint { text } if self.json => self.json(&json!({"event": "hint", "text": text})),
+            Event::Hint { text } => self.note(text),
+            Event::Missed { count } if self.json => self.json(&json!({"event": "missed", "count": count})),
+            Event::Missed { count } => self.note(&format!("{count} events are missing here: they came too fast")),
         }
     }
 
@@ -188,19 +230,39 @@ impl Output {
         }
         let method = harmless(&delivered.method, 7);
         let room = WIDTH - (time.len() + 2 + 7 + 2 + status.len().max(5) + end.chars().count().min(60));
-        let path = harmless(&delivered.path, room.clamp(8, 34));
-        let width = room.clamp(8, 34);
-        let status = format!("{status:<5}");
-        format!("{time}  {method:<6}  {path:<width$}{}{end}", self.paint(&status, colour))
+        let cells = room.clamp(8, 34);
+        let path = in_cells(&harmless(&delivered.path, cells - 1), cells - 1) + " ";
+        let status = paint(&format!("{status:<5}"), colour, self.colour);
+        format!("{time}  {method:<7} {path}{status}{end}")
     }
+}
 
-    fn paint(self, text: &str, colour: AnsiColor) -> String {
-        if !self.colour {
-            return text.to_owned();
-        }
-        let style = Style::new().fg_color(Some(colour.into()));
-        format!("{style}{text}{style:#}")
+fn paint(text: &str, colour: AnsiColor, wanted: bool) -> String {
+    if !wanted {
+        return text.to_owned();
     }
+    let style = Style::new().fg_color(Some(colour.into()));
+    format!("{style}{text}{style:#}")
+}
+
+/// Writes to stderr. Nobody reads any more: there is nobody to tell.
+fn diagnose(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// As much of a text as fits, and blanks up to `cells`.
+fn in_cells(text: &str, cells: usize) -> String {
+    let mut used = 0;
+    let mut shown = String::new();
+    for c in text.chars() {
+        let width = c.width().unwrap_or(0);
+        if used + width > cells {
+            break;
+        }
+        used += width;
+        shown.push(c);
+    }
+    shown + &" ".repeat(cells - used)
 }
 
 /// The banner around the URLs.
@@ -209,6 +271,8 @@ pub(crate) struct Banner {
     pub(crate) title: String,
     pub(crate) plain_first: bool,
     pub(crate) lines: Vec<(&'static str, String)>,
+    /// More of the ready line in JSON.
+    pub(crate) more: Vec<(&'static str, String)>,
 }
 
 fn delivery_json(delivered: &Delivered) -> serde_json::Value {
@@ -255,7 +319,7 @@ fn shown_size(bytes: u64) -> String {
 
 /// Text from outside without what would steer a terminal: control characters, and those that turn the direction of
 /// writing. At most `most` characters.
-fn harmless(text: &str, most: usize) -> String {
+pub(crate) fn harmless(text: &str, most: usize) -> String {
     let steers = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -342,6 +406,7 @@ mod tests {
     use super::*;
     use http::StatusCode;
     use rstest::rstest;
+    use unicode_width::UnicodeWidthStr;
 
     fn delivered(path: &str) -> Delivered {
         Delivered {
@@ -356,7 +421,7 @@ mod tests {
         }
     }
 
-    const PLAIN: Output = Output { json: false, quiet: false, colour: false };
+    const PLAIN: Output = Output { json: false, quiet: false, colour: false, colour_errors: false };
 
     #[test]
     fn a_line_has_fixed_columns_and_a_bounded_width() {
@@ -367,6 +432,11 @@ mod tests {
         long.outcome =
             Outcome::Failed { failure: hookway_protocol::head::Failure::Timeout, short: "timeout 30s".into() };
         assert!(PLAIN.delivery_line("14:02:07.318", &long).chars().count() <= WIDTH);
+        long.path = "/注".repeat(200);
+        long.method = "OPTIONS".into();
+        let line = PLAIN.delivery_line("14:02:07.318", &long);
+        assert!(line.width() <= WIDTH, "{} cells: {line}", line.width());
+        assert!(line.starts_with("14:02:07.318  OPTIONS /注"), "{line}");
     }
 
     #[test]

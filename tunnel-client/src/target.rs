@@ -1,7 +1,7 @@
 //! Where deliveries go: an app that the person at this machine named.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use http::Uri;
@@ -21,7 +21,7 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTarget {
     /// It is neither a port nor an address.
-    #[error("a target is a port (3000), host:port, or http(s)://host:port/prefix")]
+    #[error("a target is a port (3000, 3000/prefix), host:port, or http(s)://host:port/prefix")]
     Form,
     /// A cloud's metadata service gives its machine's secrets to whoever can ask it.
     #[error("{0} is a cloud's metadata address; webhooks are not put to it")]
@@ -72,13 +72,23 @@ impl Target {
     }
 }
 
+/// Whether a cloud's metadata service is there.
+pub(crate) fn is_metadata(ip: IpAddr) -> bool {
+    const KNOWN: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254))];
+    KNOWN.contains(&ip.to_canonical())
+}
+
 impl FromStr for Target {
     type Err = InvalidTarget;
 
     fn from_str(text: &str) -> Result<Self, InvalidTarget> {
+        let start = &text[..text.find('/').unwrap_or(text.len())];
         let full = match text {
             _ if text.contains("://") => text.to_owned(),
-            _ if text.bytes().all(|b| b.is_ascii_digit()) => format!("http://localhost:{text}"),
+            _ if start.bytes().all(|b| b.is_ascii_digit()) => format!("http://localhost:{text}"),
+            // A word alone is a mistyped command sooner than a host.
+            _ if !start.contains(':') => return Err(InvalidTarget::Form),
             _ => format!("http://{text}"),
         };
         let uri: Uri = full.parse().map_err(|_| InvalidTarget::Form)?;
@@ -99,9 +109,15 @@ impl FromStr for Target {
             (None, false) if tls => 443,
             (None, false) => 80,
         };
-        let host = authority.host().to_ascii_lowercase();
-        if ["169.254.169.254", "[fd00:ec2::254]", "metadata.google.internal"].contains(&host.as_str()) {
+        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        if host == "metadata.google.internal" || ip.as_ref().is_ok_and(|ip| is_metadata(*ip)) {
             return Err(InvalidTarget::Metadata(host));
+        }
+        // Some resolvers take 2852039166 and 0xa9fea9fe for addresses; people do not.
+        let last = host.rsplit('.').next().unwrap_or_default();
+        if ip.is_err() && (last.is_empty() || last.starts_with(|c: char| c.is_ascii_digit())) {
+            return Err(InvalidTarget::Form);
         }
         let prefix = path.map_or("", PathAndQuery::path).trim_end_matches('/').to_owned();
         Ok(Self { tls, host, port, prefix })
@@ -121,7 +137,9 @@ mod tests {
 
     #[rstest]
     #[case("3000", "http://localhost:3000")]
+    #[case("3000/hooks", "http://localhost:3000/hooks")]
     #[case("app.test:8080", "http://app.test:8080")]
+    #[case("app:8080/hooks", "http://app:8080/hooks")]
     #[case("https://localhost:8443/hooks/", "https://localhost:8443/hooks")]
     #[case("http://[::1]:3000", "http://[::1]:3000")]
     #[case("https://app.test", "https://app.test")]
@@ -137,6 +155,11 @@ mod tests {
     #[case("http://u@h:1")]
     #[case("http://a:1/?q")]
     #[case("http://169.254.169.254/latest")]
+    #[case("169.254.169.254.:80")]
+    #[case("2852039166:80")]
+    #[case("0xa9fea9fe:80")]
+    #[case("http://[::ffff:169.254.169.254]")]
+    #[case("logut")]
     fn refused(#[case] text: &str) {
         assert!(text.parse::<Target>().is_err());
     }

@@ -12,13 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use hookway_protocol::host::Host;
 use hookway_protocol::message::Code;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use dial::app_tls;
+pub(crate) use dial::{app_tls, roots};
 
-use crate::exchange::Event;
+use crate::exchange::{Event, Events};
 use crate::forwarder::Forwarder;
 use session::{End, Session};
 
@@ -117,25 +116,28 @@ pub enum ConnectError {
         next: String,
     },
     /// Every endpoint of the session is served by somebody else now.
-    #[error("{reason}")]
+    #[error("no endpoint is left to serve: {reason}")]
     TakenOver {
         /// Why.
         reason: String,
     },
     /// The CA file cannot be used, or the like.
-    #[error("{0}")]
-    Local(String),
+    #[error("this machine cannot connect to a relay")]
+    Local {
+        /// Why.
+        cause: String,
+    },
 }
 
 /// Connects, serves, and connects again, for ever; until `stop`, or the relay says no for good.
 pub(crate) async fn run(
     mut settings: Settings,
     forwarder: Arc<Forwarder>,
-    events: mpsc::Sender<Event>,
+    events: Events,
     stop: CancellationToken,
 ) -> Result<(), ConnectError> {
     let dialer = dial::Dialer::new(&settings)?;
-    let mut lost: Option<Instant> = None;
+    let (mut lost, mut last): (Option<Instant>, Option<String>) = (None, None);
     let mut wait = FIRST_WAIT;
     loop {
         let attempt = async {
@@ -145,29 +147,32 @@ pub(crate) async fn run(
         let Some(attempt) = stop.run_until_cancelled(attempt).await else { return Ok(()) };
         match attempt {
             Ok((session, welcomed)) => {
-                // A random name is kept when the client comes back.
-                for (asked, given) in settings.endpoints.iter_mut().zip(session.endpoints()) {
-                    given.clone_into(asked);
-                }
-                lost = None;
-                wait = FIRST_WAIT;
-                let _ = events.send(Event::Up(welcomed)).await;
-                match session.serve(&stop).await {
+                (lost, wait) = (None, FIRST_WAIT);
+                events.tell(Event::Up(welcomed));
+                let (end, endpoints) = session.serve(&stop).await;
+                // A random name is kept when the client comes back; one that was lost is somebody else's now.
+                settings.endpoints = endpoints;
+                match end {
                     End::Stopped => return Ok(()),
                     End::TakenOver(reason) => return Err(ConnectError::TakenOver { reason }),
-                    End::Lost(reason) => {
-                        let _ = events.send(Event::Down { reason }).await;
-                    }
+                    End::Lost(reason) => events.tell(Event::Down { reason }),
                 }
             }
-            Err(error @ ConnectError::Unreachable { .. }) if lost.is_some() => tracing::debug!(%error, "trying again"),
-            Err(ConnectError::Refused { code: Code::Limit, reason, .. }) if lost.is_some() => {
+            Err(
+                ConnectError::Unreachable { cause: reason, .. }
+                | ConnectError::Refused { code: Code::Limit, reason, .. },
+            ) if lost.is_some() => {
                 tracing::debug!(reason, "trying again");
+                if last.as_ref() != Some(&reason) {
+                    events.tell(Event::Down { reason: reason.clone() });
+                    last = Some(reason);
+                }
             }
             Err(error) => return Err(error),
         }
         let since = *lost.get_or_insert_with(Instant::now);
-        let jitter = 0.5 + 0.5 * f64::from(u16::from_be_bytes(uuid_bytes())) / f64::from(u16::MAX);
+        let [.., random] = *hookway_protocol::id::DeliveryId::now().as_bytes();
+        let jitter = 0.5 + 0.5 * f64::from(random) / f64::from(u8::MAX);
         if stop.run_until_cancelled(pause(wait.mul_f64(jitter), &settings.relay)).await.is_none() {
             return Ok(());
         }
@@ -227,11 +232,6 @@ impl Clock {
         *self = now;
         jumped
     }
-}
-
-fn uuid_bytes() -> [u8; 2] {
-    let id = hookway_protocol::id::DeliveryId::now();
-    [id.as_bytes()[14], id.as_bytes()[15]]
 }
 
 #[cfg(test)]

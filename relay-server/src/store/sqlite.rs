@@ -36,9 +36,14 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Clone, Debug)]
 pub(super) struct Database(mpsc::Sender<Job>);
 
+/// The store's file.
+pub(super) fn path(data_dir: &Path) -> std::path::PathBuf {
+    data_dir.join(FILE)
+}
+
 impl Database {
     pub(super) fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        let path = data_dir.join(FILE);
+        let path = path(data_dir);
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
             path: path.display().to_string(),
             source,

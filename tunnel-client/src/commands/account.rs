@@ -4,12 +4,15 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::block_on;
 use crate::cli::{ForwardArgs, GlobalArgs, RelayArgs};
 use crate::client::{Client, Options};
 use crate::config::{self, Files};
-use crate::output::{Failure, Output};
-use crate::tunnel::{RelayAddress, Welcomed};
+use crate::output::{Failure, Output, harmless};
+use crate::target::Target;
+use crate::tunnel::{self, RelayAddress, Welcomed};
 
 /// Where a token could have come from.
 pub(super) const NO_TOKEN: &str = "neither HOOKWAY_TOKEN, --token-file nor a login gives one";
@@ -27,38 +30,48 @@ pub(super) fn login(
     };
     let welcomed = ask_relay(relay.clone(), token.clone(), relay_ca.clone())?;
     let path = global.config.clone().map_or_else(config::user_file, Ok)?;
-    // A folder changed later must not change which CA is meant.
-    let ca = relay_ca.map(|ca| std::path::absolute(&ca).unwrap_or(ca));
-    config::change_login(&path, |login| {
-        login.relay = Some(relay.to_string());
-        login.relay_ca = ca;
-        login.token = Some(token);
+    config::change_user_file(&path, |file| {
+        file["relay"] = toml_edit::value(relay.to_string());
+        file["token"] = toml_edit::value(token);
+        match relay_ca {
+            // A folder changed later must not change which CA is meant.
+            Some(ca) => {
+                file["relay-ca"] = toml_edit::value(std::path::absolute(&ca).unwrap_or(ca).display().to_string());
+            }
+            None => drop(file.remove("relay-ca")),
+        }
     })?;
     if output.is_json() {
-        let line = serde_json::json!({"relay": relay.to_string(), "owner": welcomed.owner, "file": path.display().to_string()});
-        output.line(&line.to_string());
+        output.json(&json!({"relay": relay.to_string(), "owner": welcomed.owner, "file": path.display().to_string()}));
     } else {
-        output.line(&format!("logged in to {relay} as {}", welcomed.owner));
+        output.line(&format!("logged in to {relay} as {}", harmless(&welcomed.owner, 64)));
         output.note("next:  hookway 3000");
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn ask_token(relay: &RelayAddress, output: Output) -> Result<String, Failure> {
-    if let Ok(token) = std::env::var("HOOKWAY_TOKEN") {
-        return Ok(token);
-    }
-    if std::io::stdin().is_terminal() {
-        output.note(&format!("Token for {relay} (its operator makes one with `hookway-relay token create`):"));
+    if let Some(token) = std::env::var("HOOKWAY_TOKEN").ok().filter(|token| !token.is_empty()) {
+        return Ok(config::usable_token(&token, "HOOKWAY_TOKEN")?);
     }
     let mut line = String::new();
-    let read = std::io::stdin().lock().read_line(&mut line);
-    read.map_err(|error| Failure::new(4, "the token cannot be read").cause(error.to_string()))?;
+    let read = if std::io::stdin().is_terminal() {
+        output.note(&format!("Token for {relay} (its operator makes one with `hookway-relay token create`):"));
+        // Not shown while it is typed.
+        rpassword::read_password().map(|token| line = token)
+    } else {
+        std::io::stdin().lock().read_line(&mut line).map(drop)
+    };
+    read.map_err(|error| Failure::new(4, "the token cannot be read").cause(error.to_string()).next(from_file(relay)))?;
     let token = line.trim();
     if token.is_empty() {
-        return Err(Failure::new(4, "no token was given").next(format!("hookway login {relay} --token-file FILE")));
+        return Err(Failure::new(4, "no token was given").cause("the answer was empty").next(from_file(relay)));
     }
-    Ok(token.to_owned())
+    Ok(config::usable_token(token, "what was typed")?)
+}
+
+fn from_file(relay: &RelayAddress) -> String {
+    format!("hookway login {relay} --token-file FILE")
 }
 
 /// Connects without serving anything.
@@ -78,9 +91,9 @@ fn ask_relay(relay: RelayAddress, token: String, ca: Option<PathBuf>) -> Result<
 pub(super) fn logout(global: &GlobalArgs, output: Output) -> Result<ExitCode, Failure> {
     let path = global.config.clone().map_or_else(config::user_file, Ok)?;
     let mut had = false;
-    config::change_login(&path, |login| had = login.token.take().is_some())?;
+    config::change_user_file(&path, |file| had = file.remove("token").is_some())?;
     if output.is_json() {
-        output.line(&serde_json::json!({"logged_out": had}).to_string());
+        output.json(&json!({"logged_out": had}));
     } else {
         output.line(if had { "logged out" } else { "there was no token to forget" });
     }
@@ -97,52 +110,74 @@ pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<
             .cause(NO_TOKEN)
             .next(format!("hookway login {relay}")));
     };
-    let welcomed = ask_relay(relay.clone(), token, args.relay_ca.clone())?;
+    let welcomed = ask_relay(relay.clone(), token, args.ca(files))?;
     if output.is_json() {
-        let line =
-            serde_json::json!({"relay": relay.to_string(), "owner": welcomed.owner, "transport": welcomed.transport});
-        output.line(&line.to_string());
+        let (owner, transport) = (welcomed.owner, welcomed.transport);
+        output.json(&json!({"relay": relay.to_string(), "owner": owner, "transport": transport}));
     } else {
-        output.line(&format!("{} at {relay}", welcomed.owner));
+        output.line(&format!("{} at {relay}", harmless(&welcomed.owner, 64)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn config_path(global: &GlobalArgs, output: Output) -> Result<ExitCode, Failure> {
-    let path = global.config.clone().map_or_else(config::user_file, Ok)?;
-    output.line(&path.display().to_string());
+    let path = global.config.clone().map_or_else(config::user_file, Ok)?.display().to_string();
+    if output.is_json() {
+        output.json(&json!({"path": path}));
+    } else {
+        output.line(&path);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
+/// What forwarding would use. Of secrets it is only said that they are set.
 pub(super) fn config_show(args: &ForwardArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
-    let shown = |value: Option<String>| value.unwrap_or_else(|| "not set".into());
-    let relay = args.relay.relay.as_ref().map(ToString::to_string);
-    let ca = args.relay.relay_ca.as_ref().map(|path| path.display().to_string());
-    let token = args.relay.token(files)?.map(|_| "set (not shown)".to_owned());
-    let target = args.target.as_ref().map(ToString::to_string);
-    let endpoints: Vec<&str> = files.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
+    let route = |(path, target): &(String, Target)| format!("{path}={target}");
+    let endpoints = files.endpoints.iter().map(|endpoint| {
+        let to = endpoint.routes.iter().map(route).chain(endpoint.target.iter().map(ToString::to_string));
+        format!("{} ({})", endpoint.name, to.collect::<Vec<_>>().join(" "))
+    });
+    let settings: Vec<(&str, Option<String>)> = vec![
+        ("relay", args.relay.relay.as_ref().map(ToString::to_string)),
+        ("relay-ca", args.relay.ca(files).map(|path| path.display().to_string())),
+        ("token", args.relay.token(files)?.map(|_| "set (not shown)".to_owned())),
+        ("target", args.target.as_ref().map(ToString::to_string)),
+        ("name", some(args.name.iter().map(ToString::to_string))),
+        ("route", some(args.route.iter().map(route))),
+        ("strip-prefix", Some(args.strip_prefix.to_string())),
+        ("header", some(args.header.iter().map(|(name, _)| format!("{name}: (not shown)")))),
+        ("host-header", Some(args.host_header.to_string())),
+        ("wait-app", Some(format!("{:?}", args.wait_app))),
+        ("timeout", Some(format!("{:?}", args.timeout))),
+        ("max-body", Some(format!("{} B", args.max_body))),
+        ("max-connections", Some(args.max_connections.to_string())),
+        ("endpoint", some(endpoints)),
+    ];
     if output.is_json() {
-        let line = serde_json::json!({
-            "relay": relay, "relay_ca": ca, "token": token.is_some(), "target": target, "endpoints": endpoints,
-        });
-        output.line(&line.to_string());
+        let settings = settings.into_iter().map(|(key, value)| (key.to_owned(), value.into()));
+        output.json(&serde_json::Value::Object(settings.collect()));
         return Ok(ExitCode::SUCCESS);
     }
-    output.line(&format!("relay     {}", shown(relay)));
-    output.line(&format!("relay-ca  {}", shown(ca)));
-    output.line(&format!("token     {}", shown(token)));
-    output.line(&format!("target    {}", shown(target)));
-    output.line(&format!(
-        "endpoints {}",
-        if endpoints.is_empty() { "none in hookway.toml".into() } else { endpoints.join(" ") }
-    ));
+    for (key, value) in settings {
+        output.line(&format!("{key:<16} {}", value.unwrap_or_else(|| "not set".into())));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn config_check(files: &Files, output: Output) -> Result<ExitCode, Failure> {
-    for endpoint in &files.endpoints {
-        endpoint.parsed().map_err(|error| Failure::new(7, format!("[[endpoint]] {}: {error}", endpoint.name)))?;
+fn some(values: impl Iterator<Item = String>) -> Option<String> {
+    Some(values.collect::<Vec<_>>().join(", ")).filter(|all| !all.is_empty())
+}
+
+/// The files were read already; what they name must be there, too.
+pub(super) fn config_check(args: &ForwardArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
+    args.relay.token(files)?;
+    if let Some(ca) = args.relay.ca(files) {
+        tunnel::roots(&ca)?;
     }
-    output.line("the configuration is good");
+    if output.is_json() {
+        output.json(&json!({"good": true}));
+    } else {
+        output.line("the configuration is good");
+    }
     Ok(ExitCode::SUCCESS)
 }

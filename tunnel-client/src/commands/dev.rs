@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hookway_protocol::host::{EndpointName, Host};
-use hookway_relay::{BindError, Config, Rate, Server};
+use hookway_relay::{BindError, Config, NewToken, Rate, Server};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -20,6 +20,7 @@ use super::block_on;
 use super::forward::{Stop, Watch, follow};
 use crate::client::{Client, Options};
 use crate::config;
+use crate::forwarder::HostHeader;
 use crate::output::{Banner, Failure, Output};
 use crate::target::Target;
 
@@ -34,6 +35,7 @@ pub(super) struct Dev {
     pub(super) target: Option<Target>,
     pub(super) demo: bool,
     pub(super) name: EndpointName,
+    pub(super) host_header: HostHeader,
     pub(super) http: SocketAddr,
     pub(super) https: SocketAddr,
     pub(super) once: bool,
@@ -46,18 +48,29 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
         let tasks = TaskTracker::new();
         let server = start_relay(&dev).await?;
         let demo = if dev.demo { Some(start_demo_app(&tasks).await?) } else { None };
-        let target = match (&dev.target, demo) {
-            (Some(target), _) => target.clone(),
-            (None, Some(address)) => address.to_string().parse().map_err(|e| Failure::new(1, format!("{e}")))?,
-            (None, None) => return Err(Failure::new(2, "there is nothing to forward to").next("hookway dev 3000")),
+        let target = match (demo, &dev.target) {
+            (Some(address), _) => address.to_string().parse().map_err(|e| Failure::new(1, format!("{e}")))?,
+            (None, Some(target)) => target.clone(),
+            (None, None) => {
+                return Err(Failure::new(2, "there is nothing to forward to")
+                    .cause("no target was given")
+                    .next("hookway dev 3000      (the port your app listens on), or:  hookway dev --demo"));
+            }
         };
-        let client = connect(&server, &dev, &target).await?;
+        let token = make_token(&server).await?;
+        let client = connect(&server, &dev, &target, &token).await?;
         let http = server.addresses().http;
         let listening = TcpStream::connect((target.host(), target.port())).await.is_ok();
         let wait = if listening { "" } else { "           not listening yet" };
-        let mut lines = vec![("Forwards to", format!("{target}{wait}"))];
+        let (mut lines, mut more) = (vec![("Forwards to", format!("{target}{wait}"))], vec![]);
+        if let Some(ca) = server.ca() {
+            let ca = ca.display().to_string();
+            lines.push(("CA", ca.clone()));
+            more.push(("ca", ca));
+        }
         if let Some(http) = http {
             let url = format!("http://localhost:{}/github", http.port());
+            more.push(("http", format!("http://localhost:{}", http.port())));
             lines.push(("Try it", format!("curl -d '{{\"hello\":\"world\"}}' {url}")));
         }
         let took = started.elapsed().as_millis();
@@ -65,6 +78,7 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
             title: format!("local relay, nothing leaves this machine          ready in {took} ms"),
             plain_first: true,
             lines,
+            more,
         };
         output.ready(client.welcomed(), &banner);
         if let (true, Some(http)) = (dev.demo, http) {
@@ -76,6 +90,8 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
         }
         let watch = Watch { until: dev.once.then_some(1), ..Watch::default() };
         let end = follow(client, watch, output, stop).await;
+        // Only its own: another `hookway dev` may run beside this one.
+        let _ = server.store().revoke_tokens(&token.row.id).await;
         server.shutdown().await;
         end
     })
@@ -103,27 +119,35 @@ async fn start_relay(dev: &Dev) -> Result<Server, Failure> {
             }
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                return Err(Failure::new(1, error.to_string()).cause(cause));
+                let next = "check the addresses and the data folder; other ports:  --http ADDR --https ADDR";
+                return Err(Failure::new(1, error.to_string()).cause(cause).next(next));
             }
         }
     }
-    Err(Failure::new(1, "no free port was found").next("hookway dev 3000 --http 127.0.0.1:0 --https 127.0.0.1:0"))
+    Err(Failure::new(1, "no free port was found")
+        .cause("all that were tried are taken")
+        .next("hookway dev 3000 --http 127.0.0.1:0 --https 127.0.0.1:0"))
 }
 
-async fn connect(server: &Server, dev: &Dev, target: &Target) -> Result<Client, Failure> {
-    let store =
-        |error: hookway_relay::StoreError| Failure::new(1, "the local relay's store failed").cause(error.to_string());
+/// A token for the client of this run.
+async fn make_token(server: &Server) -> Result<NewToken, Failure> {
     let until = jiff::Timestamp::now() + Duration::from_secs(366 * 86_400);
-    // Only the client of this run may connect.
-    server.store().revoke_tokens("dev").await.map_err(store)?;
-    let new = server.store().create_token("dev", vec![], Some(until)).await.map_err(store)?;
+    server.store().create_token("dev", vec![], Some(until)).await.map_err(|error| {
+        Failure::new(1, "the local relay's store failed")
+            .cause(error.to_string())
+            .next("check that the folder can be written:  $XDG_DATA_HOME/hookway/dev, or ~/.local/share/hookway/dev")
+    })
+}
+
+async fn connect(server: &Server, dev: &Dev, target: &Target, token: &NewToken) -> Result<Client, Failure> {
     let relay = format!("localhost:{}", server.addresses().https.port());
     let relay = match server.addresses().https.ip() {
         ip if ip.is_unspecified() => relay,
         _ => server.addresses().https.to_string(),
     };
-    let options = Options::new(&relay, new.token.reveal(), &target.to_string());
+    let options = Options::new(&relay, token.token.reveal(), &target.to_string());
     let options = options.map_err(|error| Failure::new(1, error.to_string()))?;
+    let options = options.forward(|forward| forward.host.clone_from(&dev.host_header));
     let mut options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
     if let Some(ca) = server.ca() {
         options = options.relay_ca(ca);

@@ -1,47 +1,50 @@
 //! `hookway TARGET`: forward until told to stop.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use hookway_protocol::host::EndpointName;
+use hookway_protocol::message::Code;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::block_on;
 use crate::cli::ForwardArgs;
 use crate::client::{Client, Options};
-use crate::config::{self, Files};
+use crate::config::{self, Files, ProjectEndpoint};
 use crate::exchange::Event;
 use crate::forwarder::Route;
 use crate::output::{Banner, Failure, Filter, Output};
+use crate::target::Target;
+use crate::tunnel::ConnectError;
 
 pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
-    let (options, relay, remember) = options(&args, files)?;
-    let targets = args.target.iter().map(ToString::to_string);
-    let targets: Vec<String> = targets.chain(args.route.iter().map(|(path, to)| format!("{path} → {to}"))).collect();
-    let forwards = match targets.is_empty() {
-        false => targets.join("   "),
-        true => files
-            .endpoints
-            .iter()
-            .map(|e| format!("{} → {}", e.name, e.target.as_deref().unwrap_or("routes")))
-            .collect::<Vec<_>>()
-            .join("   "),
+    let Asked { options, relay, named } = asked(&args, files)?;
+    let route = |(path, to): &(String, Target)| format!("{path} → {to}");
+    let of_endpoint = |endpoint: &ProjectEndpoint| {
+        let all = endpoint.routes.iter().map(route).chain(endpoint.target.iter().map(ToString::to_string));
+        format!("{} → {}", endpoint.name, all.collect::<Vec<_>>().join(", "))
     };
+    let forwards: Vec<String> =
+        args.target.iter().map(ToString::to_string).chain(args.route.iter().map(route)).collect();
+    let forwards = if forwards.is_empty() { files.endpoints.iter().map(of_endpoint).collect() } else { forwards };
     block_on(async move {
         let mut stop = Stop::new()?;
-        let connecting = Client::connect(options);
-        tokio::pin!(connecting);
-        let client = tokio::select! {
-            client = &mut connecting => client,
-            () = stop.wait() => return Ok(ExitCode::SUCCESS),
-            () = tokio::time::sleep(Duration::from_millis(300)) => {
-                output.note(&format!("Connecting to {relay} …"));
-                tokio::select! {
-                    client = connecting => client,
-                    () = stop.wait() => return Ok(ExitCode::SUCCESS),
-                }
+        let remembered = (!named).then(|| config::remembered_name(&relay)).flatten();
+        let first = match &remembered {
+            Some(name) => options.clone().name(name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?,
+            None => options.clone(),
+        };
+        let client = match (connect(first, &relay, output, &mut stop).await, &remembered) {
+            (Err(ConnectError::Refused { code: Code::Taken | Code::Name, reason, .. }), Some(name)) => {
+                // Nobody asked for that name; it was only kept from an earlier start.
+                output.note(&format!("{name}, the name this project had here before, cannot be had now: {reason}"));
+                connect(options, &relay, output, &mut stop).await
             }
-        }?;
-        if remember && let Some(name) = &client.welcomed().first {
+            (connected, _) => connected,
+        };
+        let Some(client) = client? else { return Ok(ExitCode::SUCCESS) };
+        if !named && let Some(name) = &client.welcomed().first {
             // The name is only a convenience; forwarding goes on without.
             if let Err(error) = config::remember_name(&relay, name) {
                 output.note(&format!("the name {name} cannot be remembered: {error}"));
@@ -49,13 +52,33 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
         }
         let banner = Banner {
             title: format!("connected to {relay} as {}", client.welcomed().owner),
-            lines: vec![("Forwards to", forwards)],
+            lines: vec![("Forwards to", forwards.join("   "))],
             ..Banner::default()
         };
         output.ready(client.welcomed(), &banner);
         let until = if args.once { Some(1) } else { args.until };
         follow(client, Watch { until, fail: args.fail, filter: args.filter }, output, stop).await
     })
+}
+
+/// Connects, saying so when it takes a while. `None` when it was told to stop.
+async fn connect(
+    options: Options,
+    relay: &str,
+    output: Output,
+    stop: &mut Stop,
+) -> Result<Option<Client>, ConnectError> {
+    let connecting = Client::connect(options);
+    tokio::pin!(connecting);
+    tokio::select! {
+        client = &mut connecting => return client.map(Some),
+        () = stop.wait() => return Ok(None),
+        () = tokio::time::sleep(Duration::from_millis(300)) => output.note(&format!("Connecting to {relay} …")),
+    }
+    tokio::select! {
+        client = connecting => client.map(Some),
+        () = stop.wait() => Ok(None),
+    }
 }
 
 /// How long to follow a client, and what to print.
@@ -68,32 +91,54 @@ pub(super) struct Watch {
 
 /// Prints what happens until a signal, the last delivery, or the client's end.
 pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut stop: Stop) -> Result<ExitCode, Failure> {
-    let (mut seen, mut failed) = (0, false);
-    while watch.until.is_none_or(|until| seen < until) {
+    let printer = output.printer(watch.filter);
+    let (seen, failed) = (Cell::new(0), Cell::new(false));
+    let count = |event: &Event| {
+        if let Event::Delivered(delivered) = event {
+            seen.set(seen.get() + 1);
+            failed.set(failed.get() || !delivered.is_ok());
+        }
+    };
+    loop {
         let event = tokio::select! {
             event = client.next_event() => event,
             () = stop.wait() => break,
         };
         let Some(event) = event else { break };
-        if let Event::Delivered(delivered) = &event {
-            seen += 1;
-            failed |= !delivered.is_ok();
+        count(&event);
+        tokio::select! {
+            () = printer.print(event) => {}
+            () = stop.wait() => break,
         }
-        output.event(&event, watch.filter.as_ref());
+        if watch.until.is_some_and(|until| seen.get() >= until) {
+            break;
+        }
     }
     client.stop();
     // What is finished while stopping is reported, too.
     let drain = async {
         while let Some(event) = client.next_event().await {
-            output.event(&event, watch.filter.as_ref());
+            count(&event);
+            printer.print(event).await;
         }
-        client.finish().await
+        let end = client.finish().await;
+        printer.finish().await;
+        end
     };
-    tokio::select! {
-        ended = drain => ended?,
+    tokio::pin!(drain);
+    let ended = tokio::select! {
+        ended = &mut drain => ended,
         () = stop.wait() => return Ok(ExitCode::from(130)),
-    }
-    if watch.fail && failed {
+        () = tokio::time::sleep(Duration::from_millis(500)) => {
+            output.note("finishing what is in flight; Ctrl-C again stops at once");
+            tokio::select! {
+                ended = drain => ended,
+                () = stop.wait() => return Ok(ExitCode::from(130)),
+            }
+        }
+    };
+    ended?;
+    if watch.fail && failed.get() {
         return Err(Failure::new(6, "the local app failed a delivery")
             .cause("it answered 400 or above, or not at all")
             .next("see its line above; without --fail this is no error"));
@@ -101,33 +146,37 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the command line and the files ask for, the relay, and whether the name given is to be remembered.
-fn options(args: &ForwardArgs, files: &Files) -> Result<(Options, String, bool), Failure> {
+/// What the command line and the files ask for.
+struct Asked {
+    options: Options,
+    relay: String,
+    /// Whether names were given; else the project's own is remembered.
+    named: bool,
+}
+
+fn asked(args: &ForwardArgs, files: &Files) -> Result<Asked, Failure> {
+    let strip = args.strip_prefix;
     let mut routes = Vec::new();
-    let mut names: Vec<String> = args.name.iter().map(ToString::to_string).collect();
-    for endpoint in &files.endpoints {
-        let (name, target, more) =
-            endpoint.parsed().map_err(|error| Failure::new(7, format!("[[endpoint]] {}: {error}", endpoint.name)))?;
-        let own = |prefix: String, target| Route {
-            endpoint: Some(name.to_string()),
-            prefix,
-            target,
-            strip: args.strip_prefix,
+    let mut names: Vec<&EndpointName> = args.name.iter().collect();
+    for ProjectEndpoint { name, target, routes: more } in &files.endpoints {
+        let own = |prefix: &str, target: &Target| {
+            let (endpoint, prefix, target) = (Some(name.to_string()), prefix.to_owned(), target.clone());
+            Route { endpoint, prefix, target, strip }
         };
         // Names on the command line choose among the file's.
-        if args.name.is_empty() || args.name.contains(&name) {
-            routes.extend(more.into_iter().map(|(prefix, target)| own(prefix, target)));
-            routes.extend(target.map(|target| own(String::new(), target)));
+        if args.name.is_empty() || args.name.contains(name) {
+            routes.extend(more.iter().map(|(prefix, target)| own(prefix, target)));
+            routes.extend(target.iter().map(|target| own("", target)));
             if args.name.is_empty() {
-                names.push(name.to_string());
+                names.push(name);
             }
         }
     }
-    let for_all = |prefix: &str, target: &crate::target::Target| Route {
+    let for_all = |prefix: &str, target: &Target| Route {
         endpoint: None,
         prefix: prefix.to_owned(),
         target: target.clone(),
-        strip: args.strip_prefix,
+        strip,
     };
     routes.extend(args.route.iter().map(|(prefix, target)| for_all(prefix, target)));
     routes.extend(args.target.iter().map(|target| for_all("", target)));
@@ -150,10 +199,6 @@ fn options(args: &ForwardArgs, files: &Files) -> Result<(Options, String, bool),
             .next(format!("hookway login {relay}")));
     };
     let shown = relay.to_string();
-    let remember = names.is_empty();
-    if remember {
-        names.extend(config::remembered_name(&shown).map(|name| name.to_string()));
-    }
     let mut options = Options::from_parts(relay, token, routes).forward(|forward| {
         forward.headers.clone_from(&args.header);
         forward.host.clone_from(&args.host_header);
@@ -162,20 +207,22 @@ fn options(args: &ForwardArgs, files: &Files) -> Result<(Options, String, bool),
         forward.max_body = args.max_body;
         forward.max_connections = args.max_connections;
     });
+    let named = !names.is_empty();
     for name in names {
-        options = options.name(&name).map_err(|error| Failure::new(2, error.to_string()))?;
+        options = options.name(name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
     }
-    if let Some(ca) = &args.relay.relay_ca {
+    if let Some(ca) = args.relay.ca(files) {
         options = options.relay_ca(ca);
     }
-    Ok((options, shown, remember))
+    Ok(Asked { options, relay: shown, named })
 }
 
-/// Ctrl-C or SIGTERM.
+/// Ctrl-C, SIGTERM, or the terminal's end.
 #[derive(Debug)]
 pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Stop {
@@ -184,6 +231,7 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            hangup: signal(SignalKind::hangup()).map_err(failed)?,
         })
     }
 
@@ -191,6 +239,7 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

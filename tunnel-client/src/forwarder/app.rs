@@ -14,13 +14,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::{Failed, OutBody};
-use crate::exchange::Event;
-use crate::target::Target;
+use super::{Failed, OutBody, Progress};
+use crate::exchange::{Event, Events};
+use crate::target::{self, Target};
 
 /// Connections kept for the next deliveries.
 const MAX_IDLE: usize = 256;
@@ -38,16 +37,22 @@ pub(super) struct App {
     grpc: Mutex<Option<http2::SendRequest<OutBody>>>,
     /// What was last told about it; `None` is told once.
     down: AtomicBool,
-    events: mpsc::Sender<Event>,
+    events: Events,
+}
+
+/// How long an app is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience<'a> {
+    /// One that does not listen (yet).
+    pub(super) wait_app: Duration,
+    /// One that has the request, or the last piece of its body.
+    pub(super) timeout: Duration,
+    pub(super) progress: &'a Progress,
 }
 
 impl App {
-    pub(super) fn new(target: Target, events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(target: Target, events: Events) -> Self {
         Self { target, idle: Mutex::default(), grpc: Mutex::default(), down: AtomicBool::new(false), events }
-    }
-
-    pub(super) const fn target(&self) -> &Target {
-        &self.target
     }
 
     /// Sends a request. A connection that was closed meanwhile is replaced, as long as no byte was sent on it.
@@ -55,10 +60,10 @@ impl App {
         &self,
         mut request: Request<OutBody>,
         grpc: bool,
-        wait: Duration,
+        patience: Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
         if grpc {
-            return self.send_h2(request, wait).await;
+            return self.send_h2(request, patience).await;
         }
         *request.version_mut() = http::Version::HTTP_11;
         let upgrade = request.headers().contains_key(http::header::UPGRADE);
@@ -76,9 +81,9 @@ impl App {
             let reused = idle.is_some();
             let mut connection = match idle {
                 Some(connection) => connection,
-                None => self.connect(wait).await?,
+                None => self.connect(patience).await?,
             };
-            match connection.try_send_request(request).await {
+            match self.in_time(patience, connection.try_send_request(request)).await? {
                 Ok(response) => {
                     self.keep(connection);
                     return self.usable(response, upgrade);
@@ -91,7 +96,31 @@ impl App {
         }
     }
 
-    async fn send_h2(&self, mut request: Request<OutBody>, wait: Duration) -> Result<Response<Incoming>, Failed> {
+    /// Waits for the head of an answer, as long as the app goes on taking the body and a while after.
+    async fn in_time<T>(&self, patience: Patience<'_>, answer: impl Future<Output = T>) -> Result<T, Failed> {
+        let Patience { timeout, progress, .. } = patience;
+        let (started, mut answer) = (std::time::Instant::now(), std::pin::pin!(answer));
+        loop {
+            let until = progress.last().max(started) + timeout;
+            match tokio::time::timeout_at(until.into(), &mut answer).await {
+                Ok(answer) => return Ok(answer),
+                Err(_) if progress.last() + timeout > until => {}
+                Err(_) => return Err(self.too_slow(timeout)),
+            }
+        }
+    }
+
+    fn too_slow(&self, timeout: Duration) -> Failed {
+        let seconds = timeout.as_secs_f64();
+        let message = format!("the local app at {} gave no answer within {seconds} s", self.target);
+        Failed { failure: Failure::Timeout, short: format!("timeout {seconds}s"), message }
+    }
+
+    async fn send_h2(
+        &self,
+        mut request: Request<OutBody>,
+        patience: Patience<'_>,
+    ) -> Result<Response<Incoming>, Failed> {
         let scheme = if self.target.is_tls() { "https" } else { "http" };
         let host = request.headers_mut().remove(http::header::HOST);
         let host =
@@ -107,7 +136,7 @@ impl App {
         let mut connection = match open {
             Some(connection) => connection,
             None => {
-                let io = self.dial(wait, &[b"h2"]).await?;
+                let io = self.dial(patience, &[b"h2"]).await?;
                 let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
                 let (connection, driver) = handshake.map_err(|error| self.bad_answer(&error))?;
                 drive(driver);
@@ -115,7 +144,8 @@ impl App {
                 connection
             }
         };
-        connection.send_request(request).await.map_err(|error| self.bad_answer(&error))
+        let answer = self.in_time(patience, connection.send_request(request)).await?;
+        answer.map_err(|error| self.bad_answer(&error))
     }
 
     /// A kept connection that is free: one whose answer is still being read is not.
@@ -132,10 +162,10 @@ impl App {
         }
     }
 
-    async fn connect(&self, wait: Duration) -> Result<http1::SendRequest<OutBody>, Failed> {
+    async fn connect(&self, patience: Patience<'_>) -> Result<http1::SendRequest<OutBody>, Failed> {
         // Those that the app has closed; looked for here, where time is spent anyway.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|connection| !connection.is_closed());
-        let io = self.dial(wait, &[b"http/1.1"]).await?;
+        let io = self.dial(patience, &[b"http/1.1"]).await?;
         let handshake = http1::Builder::new().max_buf_size(128 << 10).handshake(TokioIo::new(io)).await;
         let (connection, driver) = handshake.map_err(|error| self.bad_answer(&error))?;
         drive(driver.with_upgrades());
@@ -143,15 +173,16 @@ impl App {
     }
 
     /// Connects, waiting for an app that is just starting.
-    async fn dial(&self, wait: Duration, alpn: &[&[u8]]) -> Result<Box<dyn Connection>, Failed> {
-        let until = Instant::now() + wait;
+    async fn dial(&self, patience: Patience<'_>, alpn: &[&[u8]]) -> Result<Box<dyn Connection>, Failed> {
+        let until = Instant::now() + patience.wait_app;
         loop {
-            let error = match self.open(alpn).await {
-                Ok(connection) => {
+            let error = match tokio::time::timeout(patience.timeout, self.open(alpn)).await {
+                Ok(Ok(connection)) => {
                     self.tell(true);
                     return Ok(connection);
                 }
-                Err(error) => error,
+                Ok(Err(error)) => error,
+                Err(_) => return Err(self.too_slow(patience.timeout)),
             };
             self.tell(false);
             if Instant::now() + TRY_EVERY > until {
@@ -164,7 +195,13 @@ impl App {
     }
 
     async fn open(&self, alpn: &[&[u8]]) -> io::Result<Box<dyn Connection>> {
-        let tcp = TcpStream::connect((self.target.host(), self.target.port())).await?;
+        let found = tokio::net::lookup_host((self.target.host(), self.target.port())).await?;
+        // A name may be given any address by whoever runs its domain.
+        let addresses: Vec<_> = found.filter(|address| !target::is_metadata(address.ip())).collect();
+        if addresses.is_empty() {
+            return Err(io::Error::other("the name has no address that webhooks may be put to"));
+        }
+        let tcp = TcpStream::connect(&addresses[..]).await?;
         tcp.set_nodelay(true)?;
         if !self.target.is_tls() {
             return Ok(Box::new(tcp));
@@ -190,7 +227,7 @@ impl App {
     /// Says that the app is there or not, when that is news.
     fn tell(&self, up: bool) {
         if self.down.swap(!up, Ordering::Relaxed) == up {
-            let _ = self.events.try_send(Event::App { up, target: self.target.to_string() });
+            self.events.tell(Event::App { up, target: self.target.to_string() });
         }
     }
 

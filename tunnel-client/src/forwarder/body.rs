@@ -2,8 +2,9 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hookway_protocol::frame::Frame;
@@ -25,9 +26,39 @@ pub(crate) enum OutBody {
 #[derive(Debug)]
 pub(crate) struct Streaming {
     pub(crate) receiver: Receiver,
-    pub(crate) count: Arc<AtomicU64>,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) max: u64,
     pub(crate) done: bool,
+}
+
+/// How much of a body was handed to the app, and when the last of it was.
+#[derive(Debug)]
+pub(crate) struct Progress(Mutex<(u64, Instant)>);
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new((0, Instant::now())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, Instant)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// More was handed over; says how much it is by now.
+    pub(crate) fn add(&self, bytes: usize) -> u64 {
+        let mut progress = self.lock();
+        *progress = (progress.0 + bytes as u64, Instant::now());
+        progress.0
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().0
+    }
+
+    /// When the last piece was handed over.
+    pub(crate) fn last(&self) -> Instant {
+        self.lock().1
+    }
 }
 
 impl Streaming {
@@ -37,8 +68,7 @@ impl Streaming {
         }
         Poll::Ready(match ready!(self.receiver.poll_frame(cx)) {
             Ok(Some(Frame::Data(data))) => {
-                let before = self.count.fetch_add(data.len() as u64, Ordering::Relaxed);
-                if before + data.len() as u64 > self.max {
+                if self.progress.add(data.len()) > self.max {
                     return Poll::Ready(Some(Err(StreamError::Protocol("the body is over --max-body".into()))));
                 }
                 Some(Ok(http_body::Frame::data(data)))

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hookway_protocol::link::{ALPN, Link, Side, transport};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,6 +20,10 @@ use super::{ConnectError, RelayAddress, Settings};
 
 /// One address of the relay is tried for this long.
 const TRY_FOR: Duration = Duration::from_secs(4);
+/// Before the next is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// So many addresses are tried.
+const MAX_ADDRESSES: usize = 8;
 
 /// Knows how to reach one relay.
 #[derive(Debug)]
@@ -32,11 +38,14 @@ impl Dialer {
             Some(path) => ClientConfig::builder().with_root_certificates(roots(path)?).with_no_client_auth(),
             None => ClientConfig::builder()
                 .with_platform_verifier()
-                .map_err(|error| ConnectError::Local(format!("the system's certificates cannot be used: {error}")))?
+                .map_err(|error| ConnectError::Local {
+                    cause: format!("the system's certificates cannot be used: {error}"),
+                })?
                 .with_no_client_auth(),
         };
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        let crypto = QuicClientConfig::try_from(tls).map_err(|error| ConnectError::Local(error.to_string()))?;
+        let crypto =
+            QuicClientConfig::try_from(tls).map_err(|error| ConnectError::Local { cause: error.to_string() })?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(transport(Side::Client));
         Ok(Self { relay: settings.relay.clone(), config })
@@ -49,15 +58,31 @@ impl Dialer {
         let found = tokio::time::timeout(TRY_FOR, tokio::net::lookup_host((host, self.relay.port))).await;
         let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let found = found.map_err(|error| unreachable(format!("{host} cannot be looked up: {error}")))?;
+        let (mut left, mut attempts) = (found.take(MAX_ADDRESSES), FuturesUnordered::new());
         let mut last = format!("{host} has no address");
-        for address in found {
-            match tokio::time::timeout(TRY_FOR, self.connect(host, address)).await {
-                Ok(Ok(link)) => return Ok(link),
-                Ok(Err(error)) => last = format!("{address} (UDP): {error}"),
-                Err(_) => last = format!("{address} (UDP): no answer within {} s", TRY_FOR.as_secs()),
+        // The first that answers; each has a head start before the next (RFC 8305 §5).
+        loop {
+            let next = left.next();
+            let more = next.is_some();
+            attempts.extend(next.map(|address| self.attempt(host, address)));
+            if attempts.is_empty() {
+                return Err(unreachable(last));
+            }
+            tokio::select! {
+                Some(result) = attempts.next() => match result {
+                    Ok(link) => return Ok(link),
+                    Err(why) => last = why,
+                },
+                () = tokio::time::sleep(HEAD_START), if more => {}
             }
         }
-        Err(unreachable(last))
+    }
+
+    async fn attempt(&self, host: &str, address: SocketAddr) -> Result<Link, String> {
+        match tokio::time::timeout(TRY_FOR, self.connect(host, address)).await {
+            Ok(result) => result.map_err(|error| format!("{address} (UDP): {error}")),
+            Err(_) => Err(format!("{address} (UDP): no answer within {} s", TRY_FOR.as_secs())),
+        }
     }
 
     async fn connect(&self, host: &str, address: SocketAddr) -> io::Result<Link> {
@@ -72,8 +97,8 @@ impl Dialer {
     }
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, ConnectError> {
-    let local = |why: String| ConnectError::Local(format!("the CA file {} cannot be used: {why}", path.display()));
+pub(crate) fn roots(path: &Path) -> Result<RootCertStore, ConnectError> {
+    let local = |why: String| ConnectError::Local { cause: format!("the CA file {}: {why}", path.display()) };
     let pem = std::fs::read(path).map_err(|error| local(error.to_string()))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {

@@ -1,7 +1,7 @@
 //! One connection to the relay: the hello, and the exchanges it brings.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -16,19 +16,22 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Clock, ConnectError, Settings, Welcomed};
-use crate::exchange::{Delivered, Event, Outcome};
-use crate::forwarder::{Failed, Forwarder, OutBody, Streaming};
+use crate::exchange::{Delivered, Event, Events, Outcome};
+use crate::forwarder::{Failed, Forwarder, OutBody, Progress, Streaming};
 
 /// The relay must answer a hello, and a ping after a clock jump, within this time.
 const ANSWER_IN: Duration = Duration::from_secs(5);
 const PONG_IN: Duration = Duration::from_secs(2);
 /// The relay must take back a leaving client's endpoints within this time.
 const RELEASED_IN: Duration = Duration::from_secs(2);
+/// What a leaving client was already passing on may go on for this long: an answer may have no end.
+const FLOWS_FOR: Duration = Duration::from_secs(5);
 
 /// A session that was let in.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ impl Session {
         link: Link,
         settings: &Settings,
         forwarder: Arc<Forwarder>,
-        events: mpsc::Sender<Event>,
+        events: Events,
     ) -> Result<(Self, Welcomed), ConnectError> {
         let relay = settings.relay.to_string();
         let unreachable = |cause: String| ConnectError::Unreachable { relay: relay.clone(), cause };
@@ -93,19 +96,17 @@ impl Session {
             permits: Semaphore::new(permits.min(Semaphore::MAX_PERMITS)),
             streams: AtomicU32::new(0),
             allowed: AtomicU32::new(FIRST_STREAMS),
-            busy: TaskTracker::new(),
+            waiting: TaskTracker::new(),
+            flowing: TaskTracker::new(),
             tasks: TaskTracker::new(),
         });
         Ok((Self { link, control, endpoints, exchanges }, welcomed))
     }
 
-    pub(super) fn endpoints(&self) -> &[String] {
-        &self.endpoints
-    }
-
-    /// Serves until the link is gone, or `stop`: then what is in flight is finished.
-    pub(super) async fn serve(self, stop: &CancellationToken) -> End {
-        let Self { link, control, endpoints, exchanges } = self;
+    /// Serves until the link is gone, or `stop`: then what is in flight is finished. Says which endpoints it had to
+    /// the end.
+    pub(super) async fn serve(self, stop: &CancellationToken) -> (End, Vec<String>) {
+        let Self { link, control, mut endpoints, exchanges } = self;
         let tasks = exchanges.tasks.clone();
         let open = link.close_on_drop("the client has ended the session");
         let accept = async {
@@ -117,14 +118,17 @@ impl Session {
             }
         };
         let released = CancellationToken::new();
-        let control = talk(control, endpoints, &exchanges.events, stop, &released);
+        let control = talk(control, &mut endpoints, &exchanges.events, stop, &released);
         let finish = async {
             stop.cancelled().await;
+            let stopped = tokio::time::Instant::now();
             // First nothing new comes, then what is in flight is finished.
             let _ = tokio::time::timeout(RELEASED_IN, released.cancelled()).await;
-            exchanges.busy.close();
+            exchanges.waiting.close();
+            exchanges.flowing.close();
             let grace = exchanges.forwarder.settings.timeout + RELEASED_IN;
-            let _ = tokio::time::timeout(grace, exchanges.busy.wait()).await;
+            let _ = tokio::time::timeout(grace, exchanges.waiting.wait()).await;
+            let _ = timeout_at(stopped + FLOWS_FOR, exchanges.flowing.wait()).await;
         };
         let end = tokio::select! {
             error = accept => lost(&error),
@@ -134,7 +138,7 @@ impl Session {
         drop(open);
         tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
-        end
+        (end, endpoints)
     }
 }
 
@@ -157,11 +161,12 @@ async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessag
     Ok((control, answer.ok_or(StreamError::Aborted)?))
 }
 
-/// Follows the control stream until the link is gone, leaving the endpoints at `stop`; after a clock jump, asks whether the relay still knows us.
+/// Follows the control stream until the link is gone, leaving the endpoints at `stop`; after a clock jump, asks
+/// whether the relay still knows us.
 async fn talk(
     control: Control,
-    mut endpoints: Vec<String>,
-    events: &mpsc::Sender<Event>,
+    endpoints: &mut Vec<String>,
+    events: &Events,
     stop: &CancellationToken,
     left: &CancellationToken,
 ) -> End {
@@ -188,7 +193,7 @@ async fn talk(
                     }
                     let reason = format!("`{}`: {}", released.endpoint, released.reason);
                     let event = Event::Released { endpoint: released.endpoint, reason: released.reason };
-                    let _ = events.send(event).await;
+                    events.tell(event);
                     if endpoints.is_empty() && before > 0 {
                         return End::TakenOver(reason);
                     }
@@ -219,12 +224,14 @@ async fn talk(
 #[derive(Debug)]
 struct Exchanges {
     forwarder: Arc<Forwarder>,
-    events: mpsc::Sender<Event>,
+    events: Events,
     permits: Semaphore,
     streams: AtomicU32,
     allowed: AtomicU32,
-    /// Exchanges under way.
-    busy: TaskTracker,
+    /// Exchanges whose answer has not begun.
+    waiting: TaskTracker,
+    /// Exchanges whose answer is being passed on, and upgraded connections.
+    flowing: TaskTracker,
     /// A task a stream.
     tasks: TaskTracker,
 }
@@ -245,8 +252,13 @@ impl Exchanges {
                 // The next request may be there already.
                 let _ = open.receiver.rest();
                 let Ok(Some(Frame::Head(bytes))) = open.receiver.frame().await else { break };
-                let Ok(head) = RequestHead::decode(&bytes) else { break };
-                let _busy = self.busy.token();
+                let head = match RequestHead::decode(&bytes) {
+                    Ok(head) => head,
+                    Err(error) => {
+                        tracing::warn!(%error, "the relay sent what is no request");
+                        break;
+                    }
+                };
                 stream = self.exchange(head, open).await;
             }
             self.streams.fetch_sub(1, Ordering::Relaxed);
@@ -255,7 +267,7 @@ impl Exchanges {
 
     /// One exchange. The stream comes back when another may follow on it.
     async fn exchange(&self, head: RequestHead, stream: Stream) -> Option<Stream> {
-        let started = Instant::now();
+        let (started, waiting) = (Instant::now(), self.waiting.token());
         let Stream { mut sender, mut receiver } = stream;
         let mut delivered = Box::new(Delivered {
             id: head.id,
@@ -267,33 +279,36 @@ impl Exchanges {
             bytes: 0,
             attempt: head.attempt,
         });
-        let counted = Arc::new(AtomicU64::new(0));
+        let progress = Arc::new(Progress::new());
         let upgrade = head.upgrade.is_some();
         let (whole, body, upgraded) = if head.whole {
             let (bytes, trailers) = collect(&mut receiver).await.ok()?;
-            counted.store(bytes.len() as u64, Ordering::Relaxed);
+            progress.add(bytes.len());
             (Some(receiver), OutBody::Whole(Some(bytes), trailers), None)
         } else if upgrade {
             (None, OutBody::Whole(None, None), Some(receiver))
         } else {
             let max = self.forwarder.settings.max_body;
-            let body = Streaming { receiver, count: counted.clone(), max, done: false };
+            let body = Streaming { receiver, progress: progress.clone(), max, done: false };
             (None, OutBody::Stream(Box::new(body)), None)
         };
         // Held until the answer has been passed on.
         let permit = self.permits.try_acquire();
         let reply = if permit.is_ok() {
-            self.answer(head, body, counted.load(Ordering::Relaxed), whole.is_some(), &sender).await?
+            self.answer(head, body, &progress, whole.is_some(), &sender).await
         } else {
             let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
             Err(Failed { failure: Failure::Busy, short: "busy".into(), message })
         };
+        let reply = reply.and_then(|response| Ok((app_head(&response)?, response)));
+        let _flowing = self.flowing.token();
+        drop(waiting);
         let mut joined = None;
         let sent = match reply {
-            Ok(mut response) if upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Ok((head, mut response)) if upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 delivered.outcome = Outcome::Answered(response.status());
                 let switched = hyper::upgrade::on(&mut response);
-                let sent = send_head(&mut sender, &app_head(&response)).await;
+                let sent = send_head(&mut sender, &head).await;
                 if let (Ok(()), Some(receiver)) = (&sent, upgraded) {
                     joined = Some((switched, receiver));
                     Ok(true)
@@ -301,10 +316,10 @@ impl Exchanges {
                     Ok(false)
                 }
             }
-            Ok(response) => {
+            Ok((head, response)) => {
                 let status = response.status();
                 delivered.outcome = Outcome::Answered(status);
-                let sent = send_reply(&mut sender, response).await;
+                let sent = send_reply(&mut sender, &head, response).await;
                 if !matches!(sent, Ok(true)) {
                     delivered.outcome = Outcome::Cut(status);
                 }
@@ -320,9 +335,8 @@ impl Exchanges {
             }
         };
         delivered.duration = started.elapsed();
-        delivered.bytes = counted.load(Ordering::Relaxed);
-        // A listener that does not keep up misses lines; deliveries do not wait for it.
-        let _ = self.events.try_send(Event::Delivered(delivered));
+        delivered.bytes = progress.bytes();
+        self.events.tell(Event::Delivered(delivered));
         if let Some((switched, receiver)) = joined {
             if let Ok(switched) = switched.await {
                 Stream { sender, receiver }.join(TokioIo::new(switched)).await;
@@ -339,30 +353,41 @@ impl Exchanges {
         }
     }
 
-    /// The app's answer, or why there is none. `None` when nobody waits for it any more.
+    /// The app's answer, or why there is none.
     async fn answer(
         &self,
         head: RequestHead,
         body: OutBody,
-        length: u64,
+        progress: &Progress,
         whole: bool,
         sender: &Sender,
-    ) -> Option<Result<Response<Incoming>, Failed>> {
+    ) -> Result<Response<Incoming>, Failed> {
         let max = self.forwarder.settings.max_body;
-        let announced = head.headers.get(&CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if length.max(announced.unwrap_or(0)) > max {
+        let too_large = || {
             let message = format!("the body is over this client's limit of {max} bytes (--max-body)");
-            return Some(Err(Failed { failure: Failure::TooLarge, short: "too large".into(), message }));
+            Failed { failure: Failure::TooLarge, short: "too large".into(), message }
+        };
+        let announced = head.headers.get(&CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if progress.bytes().max(announced.unwrap_or(0)) > max {
+            return Err(too_large());
         }
-        let forward = self.forwarder.forward(head, body);
-        if whole {
-            // Carried out even when the sender has hung up.
-            return Some(forward.await);
-        }
-        tokio::select! {
-            answer = forward => Some(answer),
-            () = sender.stopped() => None,
-        }
+        let forward = self.forwarder.forward(head, body, progress);
+        let gone = async {
+            match whole {
+                // Carried out even when the sender has hung up.
+                true => std::future::pending().await,
+                false => sender.stopped().await,
+            }
+        };
+        let answer = tokio::select! {
+            answer = forward => answer,
+            () = gone => {
+                let message = "the sender broke off".to_owned();
+                Err(Failed { failure: Failure::BadRequest, short: "aborted".into(), message })
+            }
+        };
+        // One of unknown length is found too large on its way.
+        answer.map_err(|failed| if progress.bytes() > max { too_large() } else { failed })
     }
 }
 
@@ -395,7 +420,7 @@ async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), 
     }
 }
 
-fn app_head(response: &Response<Incoming>) -> ReplyHead {
+fn app_head(response: &Response<Incoming>) -> Result<ReplyHead, Failed> {
     // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
     let chunked = response.headers().contains_key(TRANSFER_ENCODING);
     let mut headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
@@ -403,7 +428,12 @@ fn app_head(response: &Response<Incoming>) -> ReplyHead {
         // Of this connection only, but so is what follows.
         response.headers().get_all(UPGRADE).iter().for_each(|chosen| headers.push(UPGRADE, chosen.clone()));
     }
-    ReplyHead::App { status: response.status(), headers }
+    let head = ReplyHead::App { status: response.status(), headers };
+    if head.fits() {
+        return Ok(head);
+    }
+    let message = "the header fields of the local app's answer are too many or too long (64 KiB)".to_owned();
+    Err(Failed { failure: Failure::BadAnswer, short: "head too large".into(), message })
 }
 
 async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamError> {
@@ -414,9 +444,9 @@ async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamEr
 
 /// Sends the app's answer as it comes. `Ok(true)` when it was complete, `Ok(false)` when it broke off before any of it
 /// was sent: then the sender can still be told.
-async fn send_reply(sender: &mut Sender, response: Response<Incoming>) -> Result<bool, StreamError> {
+async fn send_reply(sender: &mut Sender, head: &ReplyHead, response: Response<Incoming>) -> Result<bool, StreamError> {
     let mut out = BytesMut::with_capacity(512);
-    frame::put_head(&mut out, |out| app_head(&response).encode(out));
+    frame::put_head(&mut out, |out| head.encode(out));
     match body::send(sender, out, response.into_body()).await {
         Ok(()) => Ok(true),
         Err(Unsent::Stream(error)) => Err(error),
