@@ -721,12 +721,7 @@ def test_a_delivery_that_a_client_does_not_take_holds_nothing_when_it_is_over(hu
             wire.send(BODIES[body])
             assert wire.reply().status == 504
         for name in ("in_flight", "connections"):
-            eventually(lambda name=name: not metric(hurried, name), 5, f"nothing being counted by {name}")
-
-
-def metric(world, name):
-    _, metrics = world.relay.get("/metrics")
-    return next((float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"hookway_relay_{name} ")), 0.0)
+            eventually(lambda name=name: not hurried.relay.metric(name), 5, f"nothing being counted by {name}")
 
 
 def test_a_client_that_takes_no_welcome_is_closed(good):

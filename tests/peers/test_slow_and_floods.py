@@ -247,12 +247,7 @@ def test_slow_readers_are_cut_off_and_cost_little(slow):
 
 
 def open_connections(world):
-    return metric(world, "connections")
-
-
-def metric(world, name):
-    _, metrics = world.relay.get("/metrics")
-    return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"hookway_relay_{name} "))
+    return world.relay.metric("connections")
 
 
 def test_a_few_slow_readers_do_not_hold_up_the_endpoint(slow):
@@ -280,7 +275,7 @@ def head_of_an_answer(sender, stream):
 @pytest.mark.parametrize("path", ["/big", "/small"])
 def test_an_http2_sender_that_gives_no_window_is_cut_off(slow, path):
     """Its connection is healthy, but what it asked for has nowhere to go, were it one frame only."""
-    before = metric(slow, "replies_cut_total")
+    before = slow.relay.metric("replies_cut_total")
     with slow.wire(alpn=("h2",), timeout=WRITE_TIMEOUT + 10) as wire:
         sender = without_a_window(wire)
         sender.write(sender.headers(stream := sender.stream(), request_fields("GET", path)))
@@ -288,7 +283,7 @@ def test_an_http2_sender_that_gives_no_window_is_cut_off(slow, path):
         started = time.monotonic()
         assert wire.ended(WRITE_TIMEOUT + 5)
         assert time.monotonic() - started > WRITE_TIMEOUT - 0.5
-    assert metric(slow, "replies_cut_total") == before + 1
+    assert slow.relay.metric("replies_cut_total") == before + 1
 
 
 @pytest.mark.parametrize("path", ["/big", "/small"])
@@ -305,7 +300,7 @@ def test_a_sender_without_a_window_is_cut_off_when_the_client_is_gone_too(new_wo
         assert head_of_an_answer(sender, stream)[":status"] == "200"
         started = time.monotonic()
         client.process.kill()
-        eventually(lambda: not metric(world, "sessions"), patience - 1, "the relay noticing that the client is gone")
+        eventually(lambda: not world.relay.metric("sessions"), patience - 1, "the relay noticing that the client is gone")
         assert wire.ended(started + patience + 5 - time.monotonic())
 
 
@@ -583,7 +578,7 @@ def test_bodies_that_do_not_come_take_no_places(new_world):
     world.client(app)
     with contextlib.ExitStack() as stack:
         held = wires(world, 10, stack, request("POST", "/held", headers=[("Content-Length", "1000")]) + b"x")
-        eventually(lambda: metric(world, "in_flight") == 10, what="ten requests without their bodies")
+        eventually(lambda: world.relay.metric("in_flight") == 10, what="ten requests without their bodies")
         started = time.monotonic()
         assert world.post("/good", b"good").status == 200
         assert time.monotonic() - started < 2

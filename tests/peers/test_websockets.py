@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
-from world import DOMAIN, World, eventually, tls_context
+from world import DOMAIN, World, eventually, request, tls_context
 
 SCRIPTS = pathlib.Path(__file__).parent
 
@@ -163,3 +163,87 @@ def test_ws_of_node(tunnel, server):
         "in order": True,
         "close": [4001, "done here"],
     }
+
+
+# ── the upgrade itself, on raw sockets ────────────────────────────────────────────────────────────────────────────
+
+
+def asking_for(protocols, path="/upgrade", name="billing"):
+    return request("GET", path, host=f"{name}.{DOMAIN}", headers=[("Connection", "Upgrade"), ("Upgrade", protocols)])
+
+
+def switching_to(protocol):
+    return f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n".encode()
+
+
+def test_an_app_that_leaves_does_not_keep_a_silent_sender(new_world):
+    """The app's TCP connection ends; the sender says nothing and stays: its connection and its place are free again."""
+    world = new_world("--max-concurrent", "1")
+    app, leave = world.app(), threading.Event()
+
+    def answer(seen, connection):
+        if seen.target != "/upgrade":
+            return app.echo(seen)
+        connection.sendall(switching_to("websocket") + b"hello")
+        assert leave.wait(20)
+        return None
+
+    app.answer = answer
+    world.client(app)
+    with world.wire() as wire:
+        assert wire.ask(asking_for("websocket")).status == 101
+        assert wire._exactly(5) == b"hello"
+        assert world.get("/meanwhile").status == 429
+        leave.set()
+        eventually(lambda: not world.relay.metric("connections"), 15, "the relay ending the sender's connection")
+        assert wire.ended(1)
+        assert world.get("/after").status == 200
+
+
+@pytest.fixture
+def upgrading(tunnel):
+    """A world and an app on `upgrading` that answers 101 with the protocol named in the path, and then echoes."""
+    world, _ = tunnel
+
+    def answer(seen, connection):
+        if seen.target == "/upgrade":
+            return app.echo(seen)
+        connection.sendall(switching_to(seen.target[1:]))
+        while data := connection.recv(65536):
+            connection.sendall(data)
+        return None
+
+    app = world.app(answer=answer)
+    client = world.client(app, name="upgrading")
+    yield world, app
+    client.stop()
+
+
+@pytest.mark.parametrize("protocols", ["h2c", "foo, h2c", "H2C , foo", "foo,h2c-14"])
+def test_h2c_is_not_asked_for(upgrading, protocols):
+    """The request goes to the app as an ordinary one."""
+    world, app = upgrading
+    with world.wire("upgrading") as wire:
+        assert wire.ask(asking_for(protocols, name="upgrading")).status == 200
+    assert app.seen[0].header("upgrade") is None
+    assert "upgrade" not in (app.seen[0].header("connection") or "").lower()
+
+
+@pytest.mark.parametrize("protocols", ["websocket", "a, b", "cc"])
+def test_an_app_that_switches_to_what_was_not_asked_for_is_502(upgrading, protocols):
+    world, _ = upgrading
+    with world.wire("upgrading") as wire:
+        reply = wire.ask(asking_for(protocols, "/c", "upgrading"))
+    assert reply.status == 502 and reply.header("upgrade") is None
+
+
+@pytest.mark.parametrize(("protocols", "chosen"), [("a, b", "b"), ("a,b", "a"), ("foo/1, bar/2", "bar/2"), ("websocket", "WebSocket")])
+def test_the_app_chooses_among_what_was_asked_for(upgrading, protocols, chosen):
+    world, app = upgrading
+    with world.wire("upgrading") as wire:
+        reply = wire.ask(asking_for(protocols, f"/{chosen}", "upgrading"))
+        assert reply.status == 101 and reply.all("upgrade") == [chosen]
+        assert reply.header("connection").lower() == "upgrade"
+        wire.send(b"over the new protocol")
+        assert wire._exactly(21) == b"over the new protocol"
+    assert [word.strip() for word in app.seen[0].header("upgrade").split(",")] == [word.strip() for word in protocols.split(",")]

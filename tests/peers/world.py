@@ -180,6 +180,11 @@ class Relay(Program):
             reply = connection.getresponse()
             return reply.status, reply.read().decode()
 
+    def metric(self, name):
+        """What is counted now by a metric without labels."""
+        _, metrics = self.get("/metrics")
+        return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"hookway_relay_{name} "))
+
 
 class Client(Program):
     """`hookway TARGET`, with its ready event waited for."""

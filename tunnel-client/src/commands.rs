@@ -32,14 +32,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let output = Output::new(&cli.global);
     log(&cli.global);
-    if cli.command.is_some() && cli.forward.target.is_some() {
-        output.fail(
-            &Failure::new(2, "a target and a command do not go together")
-                .cause("a target means: forward to it")
-                .next("hookway TARGET, or hookway COMMAND"),
-        );
-        return ExitCode::from(2);
-    }
     let done = match cli.command {
         None => forward::run(cli.forward, &files, output),
         #[cfg(feature = "dev")]

@@ -84,6 +84,10 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
     let command = settings::without_empty_variables(Cli::command());
     let matches = command.clone().try_get_matches_from(&args)?;
     let cli = Cli::from_arg_matches(&matches)?;
+    if cli.command.is_some() && cli.forward.target.is_some() {
+        let message = "a target and a command do not go together: hookway TARGET, or hookway COMMAND";
+        return Err(command.clone().error(clap::error::ErrorKind::ArgumentConflict, message));
+    }
     let uses_files = match (matches.subcommand_name(), &cli.command) {
         (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,
         (name, _) => matches!(name, None | Some("whoami" | "dev")),

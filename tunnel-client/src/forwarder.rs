@@ -2,6 +2,7 @@
 
 mod app;
 mod body;
+mod refusal;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use hookway_protocol::head::{Failure, RequestHead};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRAILER, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 pub(crate) use body::{OutBody, Progress, Streaming};
+pub(crate) use refusal::AppBody;
 
 use crate::exchange::Events;
 use crate::target::Target;
 use app::{App, Patience};
+use refusal::HostHint;
 
 /// How deliveries are put to the app.
 #[derive(Clone, Debug)]
@@ -88,6 +90,7 @@ pub(crate) struct Failed {
 pub(crate) struct Forwarder {
     pub(crate) settings: Settings,
     apps: Vec<App>,
+    host_hint: Arc<HostHint>,
 }
 
 impl Forwarder {
@@ -95,7 +98,8 @@ impl Forwarder {
         // An endpoint's own route goes before one for all, a longer prefix before a shorter.
         settings.routes.sort_by_key(|route| std::cmp::Reverse((route.endpoint.is_some(), route.prefix.len())));
         let apps = settings.routes.iter().map(|route| App::new(route.target.clone(), events.clone())).collect();
-        Arc::new(Self { settings, apps })
+        let host_hint = Arc::new(HostHint::new(events.clone(), &settings.host));
+        Arc::new(Self { settings, apps, host_hint })
     }
 
     /// Puts a delivery to its app and waits for the head of the answer.
@@ -104,7 +108,7 @@ impl Forwarder {
         head: RequestHead,
         body: OutBody,
         progress: &Progress,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<AppBody>, Failed> {
         let path = head.target.path();
         let route = self.settings.routes.iter().position(|route| route.takes(head.endpoint.as_str(), path));
         let Some(index) = route else {
@@ -113,13 +117,15 @@ impl Forwarder {
         };
         let app = &self.apps[index];
         let grpc = head.http2 && is_grpc(&head);
+        let host = head.headers.get(&HOST).cloned();
         let request = self.request(&self.settings.routes[index], head, body).ok_or_else(|| Failed {
             failure: Failure::BadRequest,
             short: "bad path".into(),
             message: "the path does not fit behind the target's".into(),
         })?;
         let Settings { wait_app, timeout, .. } = self.settings;
-        app.send(request, grpc, Patience { wait_app, timeout, progress }).await
+        let answer = app.send(request, grpc, Patience { wait_app, timeout, progress }).await?;
+        Ok(self.host_hint.watch(answer, host.as_ref()))
     }
 
     fn request(&self, route: &Route, head: RequestHead, body: OutBody) -> Option<Request<OutBody>> {

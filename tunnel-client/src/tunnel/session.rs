@@ -14,7 +14,6 @@ use hookway_protocol::message::{ClientMessage, Code, FromClient, FromRelay, Hell
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, WHOLE_BODY, common_version};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
@@ -23,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Clock, ConnectError, Settings, Welcomed};
 use crate::exchange::{Delivered, Event, Events, Outcome};
-use crate::forwarder::{Failed, Forwarder, OutBody, Progress, Streaming};
+use crate::forwarder::{AppBody, Failed, Forwarder, OutBody, Progress, Streaming};
 
 /// The relay must answer a hello, and a ping after a clock jump, within this time.
 const ANSWER_IN: Duration = Duration::from_secs(5);
@@ -361,7 +360,7 @@ impl Exchanges {
         progress: &Progress,
         whole: bool,
         sender: &Sender,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<AppBody>, Failed> {
         let max = self.forwarder.settings.max_body;
         let too_large = || {
             let message = format!("the body is over this client's limit of {max} bytes (--max-body)");
@@ -420,7 +419,7 @@ async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), 
     }
 }
 
-fn app_head(response: &Response<Incoming>) -> Result<ReplyHead, Failed> {
+fn app_head(response: &Response<AppBody>) -> Result<ReplyHead, Failed> {
     // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
     let chunked = response.headers().contains_key(TRANSFER_ENCODING);
     let mut headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
@@ -444,7 +443,7 @@ async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamEr
 
 /// Sends the app's answer as it comes. `Ok(true)` when it was complete, `Ok(false)` when it broke off before any of it
 /// was sent: then the sender can still be told.
-async fn send_reply(sender: &mut Sender, head: &ReplyHead, response: Response<Incoming>) -> Result<bool, StreamError> {
+async fn send_reply(sender: &mut Sender, head: &ReplyHead, response: Response<AppBody>) -> Result<bool, StreamError> {
     let mut out = BytesMut::with_capacity(512);
     frame::put_head(&mut out, |out| head.encode(out));
     match body::send(sender, out, response.into_body()).await {
