@@ -163,6 +163,55 @@ async fn an_app_that_talks_nonsense_is_502() {
     let _ = answer.expect(502);
 }
 
+#[tokio::test]
+async fn a_client_that_is_not_waited_for_does_not_come() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let token = world.token("ann", &[]).await;
+    let options = world.options(&token, app.address).name("billing").expect("a name");
+    let given_up = tokio::time::timeout(Duration::from_millis(1), hookway::Client::connect(options)).await;
+    assert!(given_up.is_err());
+    // Another that connects in the meantime would have met it.
+    let other = world.try_client(&token, "other", &app).await.expect("connected");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!((world.metric("hookway_relay_sessions").await - 1.0).abs() < 0.5);
+    other.close().await;
+}
+
+#[tokio::test]
+async fn the_apps_time_begins_when_it_has_the_request() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let token = world.token("billing", &[]).await;
+    let options = world.options(&token, app.address).name("billing").expect("a name");
+    let options = options.forward(|forward| forward.timeout = Duration::from_millis(600));
+    let _client = hookway::Client::connect(options).await.expect("connected");
+    let (pieces, body) = crate::streaming::fed();
+    let send = async {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            pieces.send("piece".into()).await.expect("the relay reads");
+        }
+        drop(pieces);
+    };
+    let (answer, ()) = tokio::join!(world.send(post("billing", "/").stream(body)), send);
+    assert_eq!(answer.expect(200).body.len(), 40);
+}
+
+#[tokio::test]
+async fn an_app_that_refuses_the_public_host_is_hinted_at() {
+    let world = World::new().await;
+    let app = App::start(|seen| async move {
+        let host = seen.headers["host"].to_str().expect("text").to_owned();
+        hookway_tests::body(403, format!("Blocked request. This host ({host}) is not allowed.").into())
+    })
+    .await;
+    let client = world.client("billing", &app).await;
+    let _ = world.send(post("billing", "/").body("{}")).await.expect(403);
+    let hinted = matches!(client.next_event().await, Some(hookway::Event::Hint { text }) if text.contains("rewrite"));
+    assert!(hinted);
+}
+
 /// Whether a sender could not take this for the app's whole answer.
 fn is_not_whole(answer: &anyhow::Result<hookway_tests::Answer>) -> bool {
     answer.as_ref().map_or(true, |answer| answer.status == 502)

@@ -43,8 +43,104 @@ async fn the_same_owner_takes_over_and_the_other_client_is_told() {
     assert_eq!(world.send(post("billing", "/").body("{}")).await.text(), "old");
     let _second = world.try_client(&token, "billing", &new).await.expect("taken over");
     assert_eq!(world.send(post("billing", "/").body("{}")).await.text(), "new");
-    // The first ends instead of fighting for the name.
+    // The first is told, and ends instead of fighting for the name.
+    assert!(matches!(first.next_event().await, Some(Event::Delivered(_))));
+    assert!(matches!(first.next_event().await, Some(Event::Released { endpoint, .. }) if endpoint == "billing"));
     while first.next_event().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_name_that_was_lost_is_not_taken_back() {
+    let world = World::new().await;
+    let (old, new) = (
+        App::start(|_| async { body(200, "old".into()) }).await,
+        App::start(|_| async { body(200, "new".into()) }).await,
+    );
+    let token = world.token("ann", &[]).await;
+    let options = world.options(&token, old.address).name("extra").expect("a name").name("billing").expect("a name");
+    let first = hookway::Client::connect(options).await.expect("connected");
+    let second = world.try_client(&token, "billing", &new).await.expect("taken over");
+    assert!(matches!(first.next_event().await, Some(Event::Released { endpoint, .. }) if endpoint == "billing"));
+    let world = world.restarted().await;
+    let up = async |client: &hookway::Client| {
+        loop {
+            match client.next_event().await {
+                Some(Event::Up(welcomed)) => return welcomed,
+                Some(_) => {}
+                None => panic!("the client gave up"),
+            }
+        }
+    };
+    let both = async { tokio::join!(up(&first), up(&second)) };
+    let (first_up, _) = tokio::time::timeout(Duration::from_secs(15), both).await.expect("both are back");
+    assert_eq!(first_up.urls.keys().collect::<Vec<_>>(), ["extra"]);
+    assert_eq!(world.send(post("billing", "/").body("{}")).await.expect(200).text(), "new");
+    assert_eq!(world.send(post("extra", "/").body("{}")).await.expect(200).text(), "old");
+}
+
+#[tokio::test]
+async fn many_names_are_taken_over_and_left_at_once() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let token = world.token("ann", &[]).await;
+    let client = async || {
+        let names = (0..60).map(|number| format!("name-{number}"));
+        let options =
+            names.fold(world.options(&token, app.address), |options, name| options.name(&name).expect("a name"));
+        hookway::Client::connect(options).await.expect("connected")
+    };
+    let first = client().await;
+    let second = client().await;
+    // Told of each, it ends by itself and does not come back to fight.
+    let ended = async { while first.next_event().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the first ends");
+    let _ = world.send(post("name-59", "/").body("{}")).await.expect(200);
+    tokio::time::timeout(Duration::from_secs(5), second.close()).await.expect("all are left in time");
+    let _ = world.send(post("name-59", "/").body("{}")).await.expect(503);
+}
+
+#[tokio::test]
+async fn a_token_has_so_many_clients_and_names() {
+    let world = World::with(|config| (config.tunnel.max_sessions, config.tunnel.max_names) = (1, 2)).await;
+    let app = App::echo().await;
+    let token = world.token("ann", &[]).await;
+    let first = world.try_client(&token, "one", &app).await.expect("connected");
+    assert_eq!(refusal(world.try_client(&token, "one", &app).await), Code::Limit);
+    assert_eq!(world.send(post("one", "/").body("kept")).await.expect(200).text(), "kept", "the first stays");
+    first.close().await;
+    world.try_client(&token, "two", &app).await.expect("room again").close().await;
+    assert_eq!(refusal(world.try_client(&token, "three", &app).await), Code::Limit);
+    world.try_client(&token, "one", &app).await.expect("its own").close().await;
+}
+
+#[tokio::test]
+async fn a_token_for_some_names_gets_one_of_them_by_itself() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    for (pattern, start) in [("ci-*", "ci-"), ("exactly-this", "exactly-this")] {
+        let token = world.token(pattern, &[pattern]).await;
+        let client = hookway::Client::connect(world.options(&token, app.address)).await.expect("connected");
+        let name = client.welcomed().first.clone().expect("a name");
+        assert!(name.starts_with(start), "{name}");
+        let _ = world.send(post(&name, "/").body("{}")).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_name_released_and_claimed_at_once_is_its_new_owners() {
+    let world = World::new().await;
+    let app = App::echo().await;
+    let old = world.client("billing", &app).await;
+    let bob = world.token("bob", &[]).await;
+    let store = hookway_relay::Store::open(world.ca().parent().expect("the data folder")).expect("the store");
+    assert!(store.release_endpoint(&"billing".parse().expect("a name")).await.expect("released"));
+    // Before the relay has looked whether the store has changed.
+    let _new = world.try_client(&bob, "billing", &app).await.expect("free");
+    let ended = async { while old.next_event().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the old owner is told");
+    // Two more looks, and it is still there.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let _ = world.send(post("billing", "/").body("{}")).await.expect(200);
 }
 
 #[rstest]
@@ -130,6 +226,9 @@ async fn a_client_without_a_name_gets_a_readable_one_and_keeps_it() {
     let name = client.welcomed().first.clone().expect("a name");
     assert_eq!(name.split('-').count(), 3, "{name}");
     assert_eq!(client.url(), format!("https://{name}.hooks.test:{}", world.relay.addresses().https.port()));
+    let world = world.restarted().await;
+    let back = async { while !matches!(client.next_event().await, Some(Event::Up(_))) {} };
+    tokio::time::timeout(Duration::from_secs(10), back).await.expect("back in time");
     let _ = world.send(post(&name, "/").body("{}")).await.expect(200);
 }
 

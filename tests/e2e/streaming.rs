@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 /// A body fed by a test, piece by piece.
-fn fed() -> (mpsc::Sender<Bytes>, http_body_util::combinators::BoxBody<Bytes, std::io::Error>) {
+pub(crate) fn fed() -> (mpsc::Sender<Bytes>, http_body_util::combinators::BoxBody<Bytes, std::io::Error>) {
     let (pieces, mut next) = mpsc::channel::<Bytes>(1);
     let stream = futures_util::stream::poll_fn(move |cx| {
         next.poll_recv(cx).map(|piece| piece.map(|p| Ok(http_body::Frame::data(p))))
