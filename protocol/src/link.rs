@@ -179,12 +179,6 @@ impl Link {
         self.0.set_max_concurrent_bi_streams(count.into());
     }
 
-    /// The round-trip time as measured now.
-    #[must_use]
-    pub fn rtt(&self) -> Duration {
-        self.0.rtt()
-    }
-
     /// The other side's address; it changes when a client moves between networks.
     #[must_use]
     pub fn remote(&self) -> std::net::SocketAddr {
@@ -194,12 +188,6 @@ impl Link {
     /// Waits until the link is gone and says why.
     pub async fn closed(&self) -> LinkError {
         self.0.closed().await.into()
-    }
-
-    /// Whether the link is gone.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.0.close_reason().is_some()
     }
 
     /// Closes the link when the guard is dropped, also by a task that is aborted.

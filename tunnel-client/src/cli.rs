@@ -221,7 +221,9 @@ pub(crate) fn route(text: &str) -> Result<(String, Target), String> {
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("a header field is 'Name: value'")?;
     let name = name.trim().parse().map_err(|_| "the name has a character that no header has")?;
-    let value = value.trim().parse().map_err(|_| "the value has a character that no header has")?;
+    let mut value: HeaderValue = value.trim().parse().map_err(|_| "the value has a character that no header has")?;
+    // It may be a secret: not to be shown by `Debug`.
+    value.set_sensitive(true);
     Ok((name, value))
 }
 

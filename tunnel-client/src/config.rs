@@ -81,12 +81,12 @@ struct Tables {
 /// # Errors
 /// The outer error is clap's, the inner one the files'.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigError>, clap::Error> {
-    let command = settings::without_empty_variables(Cli::command());
+    let mut command = settings::without_empty_variables(Cli::command());
     let matches = command.clone().try_get_matches_from(&args)?;
     let cli = Cli::from_arg_matches(&matches)?;
     if cli.command.is_some() && cli.forward.target.is_some() {
         let message = "a target and a command do not go together: hookway TARGET, or hookway COMMAND";
-        return Err(command.clone().error(clap::error::ErrorKind::ArgumentConflict, message));
+        return Err(command.error(clap::error::ErrorKind::ArgumentConflict, message));
     }
     let uses_files = match (matches.subcommand_name(), &cli.command) {
         (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,

@@ -3,6 +3,7 @@
 mod app;
 mod body;
 mod refusal;
+mod tls;
 
 use std::fmt;
 use std::sync::Arc;

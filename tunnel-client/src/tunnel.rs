@@ -15,7 +15,7 @@ use hookway_protocol::message::Code;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use dial::{app_tls, roots};
+pub(crate) use dial::roots;
 
 use crate::exchange::{Event, Events};
 use crate::forwarder::Forwarder;

@@ -207,7 +207,7 @@ impl App {
             return Ok(Box::new(tcp));
         }
         let name = ServerName::try_from(self.target.host().to_owned()).map_err(io::Error::other)?;
-        let connector = TlsConnector::from(Arc::new(crate::tunnel::app_tls(self.target.is_local(), alpn)?));
+        let connector = TlsConnector::from(Arc::new(super::tls::config(self.target.is_local(), alpn)?));
         Ok(Box::new(connector.connect(name, tcp).await?))
     }
 

@@ -10,10 +10,9 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hookway_protocol::link::{ALPN, Link, Side, transport};
 use quinn::crypto::rustls::QuicClientConfig;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
 
 use super::{ConnectError, RelayAddress, Settings};
@@ -107,55 +106,4 @@ pub(crate) fn roots(path: &Path) -> Result<RootCertStore, ConnectError> {
         added.map_err(local)?;
     }
     if roots.is_empty() { Err(local("it has no CERTIFICATE section".into())) } else { Ok(roots) }
-}
-
-/// TLS towards an app. One on this machine has a certificate that nobody signed, and nobody is in between.
-pub(crate) fn app_tls(local: bool, alpn: &[&[u8]]) -> io::Result<ClientConfig> {
-    let builder = ClientConfig::builder();
-    let mut config = if local {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate)).with_no_client_auth()
-    } else {
-        builder.with_platform_verifier().map_err(io::Error::other)?.with_no_client_auth()
-    };
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(config)
-}
-
-/// Takes any certificate. For targets on the loopback only.
-#[derive(Debug)]
-struct AnyCertificate;
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }
