@@ -147,12 +147,13 @@ pub(crate) async fn run(
         let Some(attempt) = stop.run_until_cancelled(attempt).await else { return Ok(()) };
         match attempt {
             Ok((session, welcomed)) => {
-                (lost, wait) = (None, FIRST_WAIT);
+                lost = None;
                 events.tell(Event::Up(welcomed));
-                let (end, endpoints) = session.serve(&stop).await;
+                let ended = session.serve(&stop).await;
                 // A random name is kept when the client comes back; one that was lost is somebody else's now.
-                settings.endpoints = endpoints;
-                match end {
+                settings.endpoints = ended.endpoints;
+                wait = ended.back_in.unwrap_or(FIRST_WAIT).min(MAX_WAIT);
+                match ended.why {
                     End::Stopped => return Ok(()),
                     End::TakenOver(reason) => return Err(ConnectError::TakenOver { reason }),
                     End::Lost(reason) => events.tell(Event::Down { reason }),
@@ -176,9 +177,7 @@ pub(crate) async fn run(
         if stop.run_until_cancelled(pause(wait.mul_f64(jitter), &settings.relay)).await.is_none() {
             return Ok(());
         }
-        if since.elapsed() > EAGER {
-            wait = (wait * 2).min(MAX_WAIT);
-        }
+        wait = if since.elapsed() > EAGER { (wait * 2).min(MAX_WAIT) } else { FIRST_WAIT };
     }
 }
 

@@ -1,7 +1,7 @@
 //! One connection to the relay: the hello, and the exchanges it brings.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -39,6 +39,16 @@ pub(super) struct Session {
     control: Control,
     endpoints: Vec<String>,
     exchanges: Arc<Exchanges>,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) why: End,
+    /// The endpoints it had to the end.
+    pub(super) endpoints: Vec<String>,
+    /// When the relay wants to see the client again.
+    pub(super) back_in: Option<Duration>,
 }
 
 /// Why a session ended.
@@ -102,9 +112,8 @@ impl Session {
         Ok((Self { link, control, endpoints, exchanges }, welcomed))
     }
 
-    /// Serves until the link is gone, or `stop`: then what is in flight is finished. Says which endpoints it had to
-    /// the end.
-    pub(super) async fn serve(self, stop: &CancellationToken) -> (End, Vec<String>) {
+    /// Serves until the link is gone, or `stop`: then what is in flight is finished.
+    pub(super) async fn serve(self, stop: &CancellationToken) -> Ended {
         let Self { link, control, mut endpoints, exchanges } = self;
         let tasks = exchanges.tasks.clone();
         let open = link.close_on_drop("the client has ended the session");
@@ -116,8 +125,8 @@ impl Session {
                 }
             }
         };
-        let released = CancellationToken::new();
-        let control = talk(control, &mut endpoints, &exchanges.events, stop, &released);
+        let (released, back_in) = (CancellationToken::new(), OnceLock::new());
+        let control = talk(control, &mut endpoints, &exchanges.events, stop, &released, &back_in);
         let finish = async {
             stop.cancelled().await;
             let stopped = tokio::time::Instant::now();
@@ -129,7 +138,7 @@ impl Session {
             let _ = tokio::time::timeout(grace, exchanges.waiting.wait()).await;
             let _ = timeout_at(stopped + FLOWS_FOR, exchanges.flowing.wait()).await;
         };
-        let end = tokio::select! {
+        let why = tokio::select! {
             error = accept => lost(&error),
             end = control => end,
             () = finish => End::Stopped,
@@ -137,7 +146,7 @@ impl Session {
         drop(open);
         tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
-        (end, endpoints)
+        Ended { why, endpoints, back_in: back_in.into_inner() }
     }
 }
 
@@ -168,6 +177,7 @@ async fn talk(
     events: &Events,
     stop: &CancellationToken,
     left: &CancellationToken,
+    back_in: &OnceLock<Duration>,
 ) -> End {
     let Control { mut sender, mut receiver } = control;
     let mut clock = Clock::new();
@@ -199,6 +209,9 @@ async fn talk(
                 }
                 Ok(Some(FromRelay { message: Some(RelayMessage::Pong(_)) })) => pinged = None,
                 // The relay is stopping: it closes the link when what is in flight is done.
+                Ok(Some(FromRelay { message: Some(RelayMessage::GoAway(goaway)) })) => {
+                    let _ = back_in.set(Duration::from_millis(goaway.reconnect_after_ms.into()));
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => return End::Lost("the relay ended the session".into()),
                 Err(StreamError::Lost(error)) => return lost(&error),
