@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, DefaultClock};
@@ -204,26 +204,56 @@ impl Drop for AddressPlace {
 #[derive(Debug)]
 pub(crate) struct Memory {
     all: Arc<Counter>,
-    per_ip: Arc<PerAddress>,
+    of_each: Mutex<HashMap<Address, Weak<Counter>>>,
+    most_each: usize,
 }
 
 impl Memory {
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self { all: Arc::new(Counter::new(bytes)), per_ip: PerAddress::new(bytes / 4) }
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { all: Arc::new(Counter::new(bytes)), of_each: Mutex::default(), most_each: bytes / 4 })
     }
 
-    /// Room for so many bytes from an address, if there is some.
-    pub(crate) fn take(&self, ip: IpAddr, bytes: usize) -> Option<Room> {
-        Some(Room { _all: self.all.take(bytes)?, _of_ip: self.per_ip.take(ip, bytes)? })
+    /// The share of an address: looked up once, not for every piece of a body.
+    pub(crate) fn share(self: &Arc<Self>, ip: IpAddr) -> Share {
+        let address = Address::from(ip);
+        let mut of_each = self.of_each.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = of_each.get(&address).and_then(Weak::upgrade);
+        let own = known.unwrap_or_else(|| {
+            // Of those whose places outlived them, now and then.
+            if of_each.len().is_power_of_two() {
+                of_each.retain(|_, own| own.strong_count() > 0);
+            }
+            let own = Arc::new(Counter::new(self.most_each));
+            of_each.insert(address, Arc::downgrade(&own));
+            own
+        });
+        Share { memory: self.clone(), address, own }
     }
 }
 
-/// Room in a [`Memory`], given back on drop.
+/// What an address may use of a [`Memory`].
 #[derive(Debug)]
-#[must_use]
-pub(crate) struct Room {
-    _all: Place,
-    _of_ip: AddressPlace,
+pub(crate) struct Share {
+    memory: Arc<Memory>,
+    address: Address,
+    own: Arc<Counter>,
+}
+
+impl Share {
+    /// Room for so many bytes, if there is some; given back on drop.
+    pub(crate) fn take(&self, bytes: usize) -> Option<[Place; 2]> {
+        Some([self.memory.all.take(bytes)?, self.own.take(bytes)?])
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut of_each = self.memory.of_each.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only this one is left: others are made under the same lock. Places that are still held count on by themselves.
+        if Arc::strong_count(&self.own) == 1 {
+            of_each.remove(&self.address);
+        }
+    }
 }
 
 /// Who an address belongs to: the address itself, or an IPv6 /64, which is what one subscriber has.
@@ -320,14 +350,19 @@ mod tests {
     fn room_for_bodies_is_bounded_for_all_and_for_each() {
         let memory = Memory::new(100);
         let [one, other]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().expect("an address"));
-        let held: Vec<_> = (0..5).map_while(|_| memory.take(one, 10)).collect();
+        let (first, second) = (memory.share(one), memory.share(one));
+        let held: Vec<_> = (0..5).map_while(|_| first.take(10)).collect();
         assert_eq!(held.len(), 2, "a quarter for one address");
-        assert!(memory.take(other, 25).is_some(), "another has its own");
-        assert!(memory.take(other, usize::MAX).is_none());
+        assert!(second.take(10).is_none(), "on all its connections");
+        assert!(memory.share(other).take(25).is_some(), "another has its own");
+        assert!(memory.share(other).take(usize::MAX).is_none());
         drop(held);
         assert_eq!(memory.all.used(), 0, "what was refused holds nothing");
-        let filled: Vec<_> = (0..=4).filter_map(|n| memory.take(IpAddr::from([192, 0, 2, n]), 25)).collect();
+        let shares: Vec<_> = (0..=4).map(|n| memory.share(IpAddr::from([198, 51, 100, n]))).collect();
+        let filled: Vec<_> = shares.iter().filter_map(|share| share.take(25)).collect();
         assert_eq!(filled.len(), 4, "a hundred for all");
+        drop((first, second, filled, shares));
+        assert!(memory.of_each.lock().expect("unpoisoned").is_empty(), "who is gone is forgotten");
     }
 
     #[test]

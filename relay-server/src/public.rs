@@ -29,7 +29,7 @@ pub(crate) use inbound::{Inbound, InboundError};
 
 use sender::{Answering, Busy, Sender, Senders};
 
-use crate::limits::{Counter, PerAddress};
+use crate::limits::{Counter, Memory, PerAddress};
 use crate::metrics::{self, Metrics, Up};
 use crate::shutdown::Shutdown;
 
@@ -104,13 +104,15 @@ pub(crate) struct Public {
     connections: Arc<Counter>,
     per_ip: Arc<PerAddress>,
     senders: Arc<Senders>,
+    memory: Arc<Memory>,
 }
 
 impl Public {
     pub(crate) fn new(config: Config, handler: Arc<Handler>, metrics: Arc<Metrics>, shutdown: Shutdown) -> Arc<Self> {
         let connections = Arc::new(Counter::new(config.max_connections));
         let per_ip = PerAddress::new(config.max_connections_per_ip);
-        Arc::new(Self { config, handler, metrics, shutdown, connections, per_ip, senders: Arc::default() })
+        let (senders, memory) = (Arc::default(), Memory::new(config.body_memory));
+        Arc::new(Self { config, handler, metrics, shutdown, connections, per_ip, senders, memory })
     }
 
     /// Ends connections that go nowhere. Called every second.
@@ -150,7 +152,7 @@ impl Public {
             // A webhook is small: waiting for more to send with it gains nothing.
             let _ = stream.set_nodelay(true);
             let stream = paced::Paced::new(stream, public.config.write_timeout);
-            let sender = |tls| Sender::new(ip, tls, &public.shutdown, (places, up));
+            let sender = |tls| Sender::new(ip, tls, &public.shutdown, public.memory.share(ip), (places, up));
             let Some(tls) = tls else { return public.serve(stream, sender(None)).await };
             let handshake = tokio::time::timeout(public.config.header_timeout, tls.accept(stream));
             let stopped = public.shutdown.stop_accepting.cancelled();

@@ -10,7 +10,6 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
-use crate::limits::Memory;
 use crate::metrics::Metrics;
 use crate::public::{Handler, Public};
 use crate::shutdown::Shutdown;
@@ -102,7 +101,6 @@ impl Server {
         let tunnel = Tunnel::bind(udp, certs.server_config(&[ALPN]), config.tunnel, parts)
             .map_err(|source| BindError::Listen { what: "quic", address: addresses.https, source })?;
         let handler = Arc::new(Handler {
-            memory: Arc::new(Memory::new(config.public.body_memory)),
             config: config.public.clone(),
             domain: config.domain,
             https_port,

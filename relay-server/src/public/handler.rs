@@ -22,7 +22,6 @@ use super::answer::Answer;
 use super::inbound::{Inbound, InboundLimits};
 use super::sender::Sender;
 use crate::delivery::{Body, Delivery, Reply, ReplyBody};
-use crate::limits::Memory;
 use crate::metrics::{self, Metrics, Up};
 use crate::relay;
 use crate::shutdown::Shutdown;
@@ -40,7 +39,6 @@ pub(crate) struct Handler {
     /// The port of the URL that plain HTTP is redirected to.
     pub(crate) https_port: u16,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) memory: Arc<Memory>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
 }
@@ -141,10 +139,9 @@ impl Handler {
             let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass };
             return Ok(relay::deliver(&endpoint, delivery).await?);
         }
-        let memory = self.memory.clone();
         let deliver = async move {
             // Only a delivery that is whole takes a place: bodies that do not come hold none.
-            let ((bytes, trailers), _room) = inbound.whole(&memory).await?;
+            let ((bytes, trailers), _room) = inbound.whole().await?;
             let pass = Some(endpoint.enter()?);
             let head = RequestHead { whole: true, ..head };
             let delivery = Delivery { head, body: Body::Whole(bytes, trailers), pass };

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
 use super::sender::Sender;
-use crate::limits::{Memory, Room};
+use crate::limits::Place;
 
 /// A slow start is forgiven for this long.
 const GRACE: Duration = Duration::from_secs(10);
@@ -31,10 +31,12 @@ pub(crate) struct Inbound {
     waiting: bool,
     count: Counter,
     sender: Arc<Sender>,
-    /// Where room is taken for it, when it is kept whole, and what was taken so far.
-    memory: Option<(Arc<Memory>, Vec<Room>)>,
+    /// The room taken for it, when it is kept whole.
+    room: Option<Room>,
 }
 
+/// What a body takes of its sender's share of the memory, piece by piece.
+pub(super) type Room = Vec<[Place; 2]>;
 /// A body that has come to its end, and its trailers.
 pub(super) type Whole = (Bytes, Option<HeaderMap>);
 
@@ -62,16 +64,16 @@ pub(crate) enum InboundError {
 impl Inbound {
     pub(super) fn new(body: Incoming, limits: InboundLimits, count: Counter, sender: &Arc<Sender>) -> Self {
         let (since, sender) = (Instant::now(), sender.clone());
-        Self { body, limits, taken: 0, since, deadline: None, waiting: false, count, sender, memory: None }
+        Self { body, limits, taken: 0, since, deadline: None, waiting: false, count, sender, room: None }
     }
 
     /// Reads it to its end, within its time, into room that is to be kept as long as the body.
-    pub(super) async fn whole(mut self, memory: &Arc<Memory>) -> Result<(Whole, Vec<Room>), InboundError> {
-        self.memory = Some((memory.clone(), Vec::new()));
+    pub(super) async fn whole(mut self) -> Result<(Whole, Room), InboundError> {
+        self.room = Some(Room::new());
         let collected = tokio::time::timeout(self.limits.timeout, (&mut self).collect()).await;
         let collected = collected.unwrap_or(Err(InboundError::TooSlow))?;
         let trailers = collected.trailers().cloned();
-        Ok(((collected.to_bytes(), trailers), self.memory.map_or_else(Vec::new, |(_, room)| room)))
+        Ok(((collected.to_bytes(), trailers), self.room.unwrap_or_default()))
     }
 
     fn take(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, InboundError> {
@@ -81,10 +83,10 @@ impl Inbound {
         if self.taken > self.limits.max_body {
             return Err(InboundError::TooLarge(self.limits.max_body));
         }
-        if let Some((memory, taken)) = &mut self.memory
+        if let Some(room) = &mut self.room
             && length > 0
         {
-            taken.push(memory.take(self.sender.node.ip, length as usize).ok_or(InboundError::NoRoom)?);
+            room.push(self.sender.memory.take(length as usize).ok_or(InboundError::NoRoom)?);
         }
         // Only a body of announced length has to hurry: the others may be a conversation.
         let age = self.since.elapsed();

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use crate::delivery::ReplyBody;
-use crate::limits::{AddressPlace, Place};
+use crate::limits::{AddressPlace, Place, Share};
 use crate::metrics::Up;
 use crate::shutdown::Shutdown;
 use crate::tunnel::SessionId;
@@ -41,6 +41,8 @@ pub(super) struct Sender {
     pub(super) leave: CancellationToken,
     /// Ends it.
     pub(super) hang_up: CancellationToken,
+    /// Room for bodies.
+    pub(super) memory: Share,
     /// Told when the last answer that is owed has been given.
     answered: AtomicWaker,
     state: Mutex<State>,
@@ -50,7 +52,6 @@ pub(super) struct Sender {
 /// A sender's address as it is told: made once, for all requests of a connection.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) ip: IpAddr,
     pub(super) text: String,
     pub(super) value: HeaderValue,
     /// As RFC 7239 §6 writes it.
@@ -87,7 +88,7 @@ impl From<IpAddr> for Node {
         let text = ip.to_string();
         let value = HeaderValue::from_str(&text).expect("digits, points and colons");
         let quoted = if ip.is_ipv6() { format!("\"[{ip}]\"") } else { text.clone() };
-        Self { ip, text, value, quoted }
+        Self { text, value, quoted }
     }
 }
 
@@ -96,6 +97,7 @@ impl Sender {
         ip: IpAddr,
         tls: Option<Option<Host<'static>>>,
         shutdown: &Shutdown,
+        memory: Share,
         places: ((Place, AddressPlace), Up),
     ) -> Arc<Self> {
         let quiet_since = Instant::now();
@@ -105,6 +107,7 @@ impl Sender {
             tls,
             leave: shutdown.stop_accepting.child_token(),
             hang_up: shutdown.close.child_token(),
+            memory,
             answered: AtomicWaker::new(),
             state: Mutex::new(state),
             _places: places,
@@ -293,7 +296,10 @@ impl Body for Answering {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        self.busy.hand(frame.is_ready().then(Instant::now), self.body.session());
+        // What is whole is handed over once.
+        if let Some(session) = self.body.session() {
+            self.busy.hand(frame.is_ready().then(Instant::now), Some(session));
+        }
         frame
     }
 
