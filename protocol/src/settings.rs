@@ -236,6 +236,60 @@ mod tests {
         );
     }
 
+    fn command() -> Command {
+        let port = clap::Arg::new("port").long("port").value_parser(clap::value_parser!(u16)).default_value("1");
+        let list = clap::Arg::new("list").long("list").action(ArgAction::Append);
+        let switch = clap::Arg::new("switch").long("switch").action(ArgAction::SetTrue);
+        let target = clap::Arg::new("target");
+        let sub = Command::new("sub").arg(port.clone());
+        Command::new("test").args([port, list, switch, target]).subcommand(sub)
+    }
+
+    fn setting(key: &str, values: &[&str]) -> Setting {
+        Setting { key: key.into(), values: values.iter().map(ToString::to_string).collect(), line: 1 }
+    }
+
+    #[test]
+    fn what_a_file_says_is_less_than_what_a_flag_says() {
+        let settings = [
+            setting("port", &["2"]),
+            setting("list", &["a", "b"]),
+            setting("switch", &["true"]),
+            setting("target", &["sub"]),
+        ];
+        let parse = |args: &[&str]| {
+            let given = ["test"].iter().chain(args);
+            defaults(command(), &settings).try_get_matches_from(given).expect("a command line")
+        };
+        let matches = parse(&[]);
+        assert_eq!(matches.get_one::<u16>("port"), Some(&2));
+        assert_eq!(matches.get_many::<String>("list").expect("a list").collect::<Vec<_>>(), ["a", "b"]);
+        assert!(matches.get_flag("switch"));
+        assert_eq!(matches.get_one::<String>("target").expect("a target"), "sub", "and not the command of that name");
+        assert!(matches.subcommand().is_none());
+        let matches = parse(&["--port", "3", "--list", "c"]);
+        assert_eq!(matches.get_one::<u16>("port"), Some(&3));
+        assert_eq!(matches.get_many::<String>("list").expect("a list").collect::<Vec<_>>(), ["c"]);
+        let matches = parse(&["sub"]);
+        assert_eq!(matches.subcommand_matches("sub").expect("the command").get_one::<u16>("port"), Some(&2));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        assert_eq!(check(&command(), &setting("port", &["80"])), Ok(()));
+        assert_eq!(check(&command(), &setting("list", &["a", "b"])), Ok(()));
+        assert_eq!(check(&command(), &setting("target", &["--port"])), Ok(()), "a word like any other");
+        for (wrong, said) in [
+            (setting("port", &["http"]), "invalid value 'http' for '--port"),
+            (setting("port", &["1", "2"]), "`port` takes one value"),
+            (setting("switch", &["3"]), "`switch` is true or false"),
+            (setting("prot", &["1"]), "unknown key `prot`"),
+        ] {
+            let error = check(&command(), &wrong).expect_err("wrong");
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
+
     #[test]
     fn quantities() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
