@@ -313,6 +313,12 @@ impl Sender {
         let _ = self.0.finish();
     }
 
+    /// Says that nothing more will be sent and waits until the other side has it all, or no longer cares.
+    pub async fn finish_and_wait(&mut self) {
+        self.finish();
+        self.stopped().await;
+    }
+
     /// Aborts: what is still on its way is of no use.
     pub fn reset(&mut self) {
         let _ = self.0.reset(VarInt::from_u32(0));
@@ -427,8 +433,7 @@ impl ControlSender {
 
     /// Says that nothing more will be sent and waits until the other side has it all, or no longer cares.
     pub async fn finish(mut self) {
-        self.0.finish();
-        self.0.stopped().await;
+        self.0.finish_and_wait().await;
     }
 }
 

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hookway_protocol::host::{EndpointName, InvalidName};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::exchange::{Delivered, Event, Events};
+use crate::exchange::{Delivered, Event, Events, Listener};
 use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
 use crate::target::{InvalidTarget, Target};
 use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
@@ -85,7 +84,7 @@ impl Options {
 #[derive(Debug)]
 pub struct Client {
     welcomed: Welcomed,
-    events: tokio::sync::Mutex<mpsc::Receiver<Event>>,
+    events: tokio::sync::Mutex<Listener>,
     task: Task,
     stop: CancellationToken,
 }
@@ -135,7 +134,7 @@ impl Client {
         let mut task = Task(tokio::spawn(run));
         tokio::select! {
             biased;
-            event = events.recv() => match event {
+            event = events.next() => match event {
                 Some(Event::Up(welcomed)) => Ok(Self { welcomed, events: events.into(), task, stop }),
                 _ => Err(task.ended().await),
             },
@@ -158,7 +157,7 @@ impl Client {
 
     /// The next event, or `None` when the client has ended.
     pub async fn next_event(&self) -> Option<Event> {
-        self.events.lock().await.recv().await
+        self.events.lock().await.next().await
     }
 
     /// The next delivery that is done, or `None` when the client has ended.

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, route};
 use crate::target::Target;
+use crate::tunnel::RelayAddress;
 
 /// The project's file, in the working folder or one above.
 const PROJECT: &str = "hookway.toml";
@@ -44,12 +45,25 @@ pub(crate) enum ConfigError {
 pub(crate) struct Files {
     /// The endpoints of the project's file, with targets of their own.
     pub(crate) endpoints: Vec<ProjectEndpoint>,
-    /// What `hookway login` kept. The token goes to that relay only, whatever a project says.
-    login: Login,
-    /// The file that the user's settings name for a token.
+    /// The relay that the project's file names.
+    project: Known,
+    /// The relay of the user's file, which `hookway login` makes. Its token goes there only, whatever a project says.
+    user: Known,
+}
+
+/// A relay, and what a file says belongs to it.
+#[derive(Default)]
+struct Known {
+    relay: Option<RelayAddress>,
+    ca: Option<PathBuf>,
+    token: Option<String>,
     token_file: Option<PathBuf>,
-    /// The CA that the project names for its relay.
-    project_ca: Option<PathBuf>,
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known").field("relay", &self.relay).field("ca", &self.ca).finish_non_exhaustive()
+    }
 }
 
 /// An endpoint of the project's file: where its deliveries go.
@@ -165,18 +179,15 @@ fn read_files(user: &Path, named: bool) -> Result<(Vec<Setting>, Files), ConfigE
             }
             // Beside the file that names it, wherever the command is run.
             let beside = value.as_ref().map(|value| path.parent().unwrap_or(Path::new("")).join(value));
-            let beside_shown = beside.iter().map(|path| path.display().to_string()).collect();
-            match (setting.key.as_str(), is_project) {
-                ("token", _) => files.login.token = value,
-                ("token-file", _) => files.token_file = beside,
-                ("relay", false) => files.login.relay = value,
-                ("relay-ca", true) => files.project_ca = beside,
-                ("relay-ca", false) => files.login.relay_ca = beside,
-                _ => {}
-            }
-            match (setting.key.as_str(), is_project) {
-                ("token" | "token-file", _) | ("relay-ca", false) => {}
-                ("relay-ca", true) => all.push(Setting { values: beside_shown, ..setting }),
+            let known = if is_project { &mut files.project } else { &mut files.user };
+            match setting.key.as_str() {
+                "token" => known.token = value,
+                "token-file" => known.token_file = beside,
+                "relay-ca" => known.ca = beside,
+                "relay" => {
+                    known.relay = value.and_then(|value| value.parse().ok());
+                    all.push(setting);
+                }
                 _ => all.push(setting),
             }
         }
@@ -218,28 +229,15 @@ pub(crate) fn data_dir() -> Result<PathBuf, ConfigError> {
     Ok(folders.data_dir().join("hookway"))
 }
 
-/// What `hookway login` keeps, in the user's file.
-#[derive(Default)]
-pub(crate) struct Login {
-    pub(crate) relay: Option<String>,
-    pub(crate) relay_ca: Option<PathBuf>,
-    pub(crate) token: Option<String>,
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login").field("relay", &self.relay).field("relay_ca", &self.relay_ca).finish_non_exhaustive()
-    }
-}
-
 /// Changes the user's file, which only its owner may read. Whatever else stands in it stays, comments too; without a
 /// change nothing is written.
 pub(crate) fn change_user_file(
     path: &Path,
     change: impl FnOnce(&mut toml_edit::DocumentMut),
 ) -> Result<(), ConfigError> {
-    // A link to where the settings are kept stays one.
-    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    // A link to where the settings are kept stays one, also when nothing is there yet.
+    let linked = || std::fs::read_link(path).ok().and_then(|to| Some(path.parent()?.join(to)));
+    let path = &std::fs::canonicalize(path).ok().or_else(linked).unwrap_or_else(|| path.to_owned());
     let file = |source| ConfigError::File { path: path.display().to_string(), source };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -292,7 +290,7 @@ fn key(relay: &str) -> Option<String> {
 }
 
 impl RelayArgs {
-    /// The token: from the file that a flag or variable names, the environment, the user's file, or the login.
+    /// The token: from the file that a flag or variable names, the environment, or the user's file.
     pub(crate) fn token(&self, files: &Files) -> Result<Option<String>, ConfigError> {
         if let Some(path) = &self.token_file {
             return read_token(path).map(Some);
@@ -300,29 +298,36 @@ impl RelayArgs {
         if let Some(token) = std::env::var("HOOKWAY_TOKEN").ok().filter(|token| !token.is_empty()) {
             return usable_token(&token, "HOOKWAY_TOKEN").map(Some);
         }
-        match &files.token_file {
-            Some(path) => read_token(path).map(Some),
-            None => Ok(self.kept_token(files)),
+        match &files.user {
+            user if !self.is_for(user, files) => Ok(None),
+            Known { token_file: Some(path), .. } => read_token(path).map(Some),
+            Known { token: Some(token), .. } => usable_token(token, "the login").map(Some),
+            _ => Ok(None),
         }
     }
 
-    /// The CA: the one named for this command, or the login's, for the relay of the login only.
+    /// The CA: the one named for this command, or the one that a file names for the relay.
     pub(crate) fn ca(&self, files: &Files) -> Option<PathBuf> {
-        let of_login = files.login.relay.is_none() || self.is_of(&files.login);
-        self.relay_ca.clone().or_else(|| files.login.relay_ca.clone().filter(|_| of_login))
+        let of_project = files.project.ca.as_ref().filter(|_| self.relay == files.project.relay);
+        let of_user = || files.user.ca.as_ref().filter(|_| self.is_of_user(files));
+        self.relay_ca.as_ref().or(of_project).or_else(of_user).cloned()
     }
 
-    fn is_of(&self, login: &Login) -> bool {
-        login.relay.as_ref().is_some_and(|relay| relay.parse().ok() == self.relay)
+    /// Whether the relay is the one of the user's file. One that names none means any but a project's.
+    fn is_of_user(&self, files: &Files) -> bool {
+        match &files.user.relay {
+            None => self.relay != files.project.relay,
+            relay => self.relay == *relay,
+        }
     }
 
-    /// The login's, for the relay of the login only, and not by way of another CA that a project names for it.
-    fn kept_token(&self, files: &Files) -> Option<String> {
-        let content = |path: &Option<PathBuf>| path.as_ref().and_then(|path| std::fs::read(path).ok());
-        let same_ca = files.project_ca.is_none()
-            || self.relay_ca != files.project_ca
-            || content(&files.project_ca) == content(&files.login.relay_ca);
-        files.login.token.clone().filter(|_| self.is_of(&files.login) && same_ca)
+    /// Whether the user's token may go to the relay: to the user's own, and not by way of another CA that a project
+    /// names for it.
+    fn is_for(&self, user: &Known, files: &Files) -> bool {
+        let content = |path: Option<&PathBuf>| path.and_then(|path| std::fs::read(path).ok());
+        let ca = self.ca(files);
+        let of_project = self.relay_ca.is_none() && ca.is_some() && ca == files.project.ca;
+        self.is_of_user(files) && (!of_project || content(ca.as_ref()) == content(user.ca.as_ref()))
     }
 }
 

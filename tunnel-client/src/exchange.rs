@@ -18,23 +18,50 @@ const MAX_EVENTS: usize = 4096;
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
     sender: mpsc::Sender<Event>,
-    missed: Arc<AtomicU64>,
+    missed: Arc<Missed>,
+}
+
+/// Where events come from.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    receiver: mpsc::Receiver<Event>,
+    missed: Arc<Missed>,
+}
+
+#[derive(Debug, Default)]
+struct Missed {
+    count: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Events {
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Event>) {
+    pub(crate) fn channel() -> (Self, Listener) {
         let (sender, receiver) = mpsc::channel(MAX_EVENTS);
-        (Self { sender, missed: Arc::default() }, receiver)
+        let missed = Arc::<Missed>::default();
+        (Self { sender, missed: missed.clone() }, Listener { receiver, missed })
     }
 
     /// Tells the listener, if it keeps up.
     pub(crate) fn tell(&self, event: Event) {
-        let missed = self.missed.swap(0, Ordering::Relaxed);
-        if missed > 0 && self.sender.try_send(Event::Missed { count: missed }).is_err() {
-            self.missed.fetch_add(missed, Ordering::Relaxed);
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.sender.try_send(event) {
+            self.missed.count.fetch_add(1, Ordering::Relaxed);
+            if matches!(event, Event::Delivered(delivered) if !delivered.is_ok()) {
+                self.missed.failed.fetch_add(1, Ordering::Relaxed);
+            }
         }
-        if self.sender.try_send(event).is_err() {
-            self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Listener {
+    /// The next event; what was missed when all others have been told. `None` after the last. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        if let Ok(event) = self.receiver.try_recv() {
+            return Some(event);
+        }
+        let missed = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
+        match missed(&self.missed.count) {
+            0 => self.receiver.recv().await,
+            count => Some(Event::Missed { count, failed: missed(&self.missed.failed) }),
         }
     }
 }
@@ -73,6 +100,8 @@ pub enum Event {
     Missed {
         /// So many events are missing here.
         count: u64,
+        /// So many of them were deliveries that failed.
+        failed: u64,
     },
     /// A delivery is done.
     Delivered(Box<Delivered>),
@@ -120,5 +149,27 @@ impl Delivered {
     #[must_use]
     pub fn is_ok(&self) -> bool {
         matches!(self.outcome, Outcome::Answered(status) if status.as_u16() < 400)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_missed_is_counted() {
+        let (events, mut listener) = Events::channel();
+        let hint = || Event::Hint { text: String::new() };
+        for _ in 0..MAX_EVENTS + 3 {
+            events.tell(hint());
+        }
+        for _ in 0..MAX_EVENTS {
+            assert!(matches!(listener.next().await, Some(Event::Hint { .. })));
+        }
+        assert!(matches!(listener.next().await, Some(Event::Missed { count: 3, failed: 0 })));
+        events.tell(hint());
+        drop(events);
+        assert!(matches!(listener.next().await, Some(Event::Hint { .. })));
+        assert!(listener.next().await.is_none());
     }
 }

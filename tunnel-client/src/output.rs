@@ -15,6 +15,8 @@ use crate::cli::{Color, GlobalArgs};
 use crate::exchange::{Delivered, Event, Outcome};
 use crate::tunnel::Welcomed;
 
+/// When the client stops, a reader that has paused is waited for so long.
+pub(crate) const PRINTED_IN: Duration = Duration::from_secs(2);
 /// A line has at most this many cells.
 const WIDTH: usize = 100;
 
@@ -66,10 +68,10 @@ impl Printer {
         let _ = self.events.send(event).await;
     }
 
-    /// Waits until all is printed.
+    /// Waits until all is printed; not for ever, when nobody reads.
     pub(crate) async fn finish(self) {
         drop(self.events);
-        let _ = self.thread.await;
+        let _ = tokio::time::timeout(PRINTED_IN, self.thread).await;
     }
 }
 
@@ -209,8 +211,8 @@ impl Output {
             Event::App { up: false, target } => self.note(&format!("waiting for {target}")),
             Event::Hint { text } if self.json => self.json(&json!({"event": "hint", "text": text})),
             Event::Hint { text } => self.note(text),
-            Event::Missed { count } if self.json => self.json(&json!({"event": "missed", "count": count})),
-            Event::Missed { count } => self.note(&format!("{count} events are missing here: they came too fast")),
+            Event::Missed { count, .. } if self.json => self.json(&json!({"event": "missed", "count": count})),
+            Event::Missed { count, .. } => self.note(&format!("{count} events are missing here: they came too fast")),
         }
     }
 

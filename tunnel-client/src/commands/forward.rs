@@ -14,7 +14,7 @@ use crate::client::{Client, Options};
 use crate::config::{self, Files, ProjectEndpoint};
 use crate::exchange::Event;
 use crate::forwarder::Route;
-use crate::output::{Banner, Failure, Filter, Output};
+use crate::output::{Banner, Failure, Filter, Output, PRINTED_IN};
 use crate::target::Target;
 use crate::tunnel::ConnectError;
 
@@ -94,10 +94,13 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
     let printer = output.printer(watch.filter);
     let (seen, failed) = (Cell::new(0), Cell::new(false));
     let count = |event: &Event| {
-        if let Event::Delivered(delivered) = event {
-            seen.set(seen.get() + 1);
-            failed.set(failed.get() || !delivered.is_ok());
-        }
+        let (more, bad) = match event {
+            Event::Delivered(delivered) => (1, !delivered.is_ok()),
+            Event::Missed { count, failed } => (*count, *failed > 0),
+            _ => (0, false),
+        };
+        seen.set(seen.get() + more);
+        failed.set(failed.get() || bad);
     };
     loop {
         let event = tokio::select! {
@@ -117,9 +120,10 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
     client.stop();
     // What is finished while stopping is reported, too.
     let drain = async {
+        let mut reads = true;
         while let Some(event) = client.next_event().await {
             count(&event);
-            printer.print(event).await;
+            reads = reads && tokio::time::timeout(PRINTED_IN, printer.print(event)).await.is_ok();
         }
         let end = client.finish().await;
         printer.finish().await;

@@ -31,6 +31,8 @@ const PONG_IN: Duration = Duration::from_secs(2);
 const RELEASED_IN: Duration = Duration::from_secs(2);
 /// What a leaving client was already passing on may go on for this long: an answer may have no end.
 const FLOWS_FOR: Duration = Duration::from_secs(5);
+/// What a leaving client has sent must have arrived within this time.
+const ARRIVED_IN: Duration = Duration::from_secs(2);
 
 /// A session that was let in.
 #[derive(Debug)]
@@ -107,6 +109,7 @@ impl Session {
             allowed: AtomicU32::new(FIRST_STREAMS),
             waiting: TaskTracker::new(),
             flowing: TaskTracker::new(),
+            over: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
         Ok((Self { link, control, endpoints, exchanges }, welcomed))
@@ -137,6 +140,10 @@ impl Session {
             let grace = exchanges.forwarder.settings.timeout + RELEASED_IN;
             let _ = tokio::time::timeout(grace, exchanges.waiting.wait()).await;
             let _ = timeout_at(stopped + FLOWS_FOR, exchanges.flowing.wait()).await;
+            // Closing a link throws away what is still on its way.
+            exchanges.over.cancel();
+            exchanges.tasks.close();
+            let _ = tokio::time::timeout(ARRIVED_IN, exchanges.tasks.wait()).await;
         };
         let why = tokio::select! {
             error = accept => lost(&error),
@@ -244,6 +251,8 @@ struct Exchanges {
     waiting: TaskTracker,
     /// Exchanges whose answer is being passed on, and upgraded connections.
     flowing: TaskTracker,
+    /// No other exchange comes.
+    over: CancellationToken,
     /// A task a stream.
     tasks: TaskTracker,
 }
@@ -263,7 +272,14 @@ impl Exchanges {
             while let Some(mut open) = stream.take() {
                 // The next request may be there already.
                 let _ = open.receiver.rest();
-                let Ok(Some(Frame::Head(bytes))) = open.receiver.frame().await else { break };
+                let next = tokio::select! {
+                    next = open.receiver.frame() => next,
+                    () = self.over.cancelled() => {
+                        open.sender.finish_and_wait().await;
+                        break;
+                    }
+                };
+                let Ok(Some(Frame::Head(bytes))) = next else { break };
                 let head = match RequestHead::decode(&bytes) {
                     Ok(head) => head,
                     Err(error) => {
@@ -359,7 +375,7 @@ impl Exchanges {
             (Ok(_), Some(receiver)) => Some(Stream { sender, receiver }),
             // Without END before it, the end is an abort that does not overtake what was sent, as a reset would.
             (_, _) => {
-                sender.finish();
+                sender.finish_and_wait().await;
                 None
             }
         }
