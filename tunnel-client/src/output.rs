@@ -63,9 +63,13 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// Hands an event over, waiting while the one before is being printed.
-    pub(crate) async fn print(&self, event: Event) {
-        let _ = self.events.send(event).await;
+    /// Takes the event out of its place and prints it, waiting while the one before is being printed. Given up
+    /// before that, it leaves the event there.
+    pub(crate) async fn print(&self, event: &mut Option<Event>) {
+        let Ok(free) = self.events.reserve().await else { return };
+        if let Some(event) = event.take() {
+            free.send(event);
+        }
     }
 
     /// Waits until all is printed; not for ever, when nobody reads.

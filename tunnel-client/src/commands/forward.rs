@@ -102,15 +102,16 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
         seen.set(seen.get() + more);
         failed.set(failed.get() || bad);
     };
+    let mut event;
     loop {
-        let event = tokio::select! {
+        event = tokio::select! {
             event = client.next_event() => event,
-            () = stop.wait() => break,
+            () = stop.wait() => None,
         };
-        let Some(event) = event else { break };
-        count(&event);
+        let Some(happened) = &event else { break };
+        count(happened);
         tokio::select! {
-            () = printer.print(event) => {}
+            () = printer.print(&mut event) => {}
             () = stop.wait() => break,
         }
         if watch.until.is_some_and(|until| seen.get() >= until) {
@@ -121,9 +122,13 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
     // What is finished while stopping is reported, too.
     let drain = async {
         let mut reads = true;
-        while let Some(event) = client.next_event().await {
-            count(&event);
-            reads = reads && tokio::time::timeout(PRINTED_IN, printer.print(event)).await.is_ok();
+        loop {
+            if reads && event.is_some() {
+                reads = tokio::time::timeout(PRINTED_IN, printer.print(&mut event)).await.is_ok();
+            }
+            event = client.next_event().await;
+            let Some(happened) = &event else { break };
+            count(happened);
         }
         let end = client.finish().await;
         printer.finish().await;
