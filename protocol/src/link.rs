@@ -304,7 +304,13 @@ impl Sender {
     /// # Errors
     /// The exchange was aborted or the link lost.
     pub async fn send(&mut self, pieces: &mut [Bytes]) -> Result<(), StreamError> {
-        Ok(self.0.write_all_chunks(pieces).await?)
+        // quinn does not always wake a write that waits for the link's window when its stream is stopped.
+        let stopped = self.stopped();
+        tokio::select! {
+            biased;
+            sent = self.0.write_all_chunks(pieces) => Ok(sent?),
+            () = stopped => Err(StreamError::Aborted),
+        }
     }
 
     /// Says that nothing more will be sent.

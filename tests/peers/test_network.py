@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, eventually, request, takes
+from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, eventually, lacking, request, takes
 
 NOTICED = 6.0  # seconds in which both sides notice a dead link
 BACK = 5.0  # seconds in which the client is back once the link is
@@ -47,7 +47,12 @@ def why_not():
 WHY_NOT = why_not()
 FALLBACK = takes("--transport")
 needs_fallback = pytest.mark.skipif(not FALLBACK, reason="this client has no fallback from QUIC")
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+
+@pytest.fixture(autouse=True)
+def possible():
+    if WHY_NOT:
+        lacking(WHY_NOT)
 
 
 class Namespace:

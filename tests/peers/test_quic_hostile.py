@@ -481,19 +481,19 @@ def test_more_data_than_the_window_allows(good):
 
 
 def test_no_early_data_is_offered(good):
-    """A session ticket of the QUIC listener allows no 0-RTT (threat 13)."""
+    """A client of the QUIC listener gets no session ticket at all, and there is no 0-RTT without one (threat 13)."""
     tickets = []
 
     async def attempt():
-        async with connect(
-            *good.world.relay.https, configuration=configuration(good.world), create_protocol=Peer, session_ticket_handler=tickets.append
-        ) as client:
-            await client.ping()
-            client.write(0, hello("hwt_wrong", "a"))
-            await client.closes(5)
+        config = configuration(good.world)
+        async with connect(*good.world.relay.https, configuration=config, create_protocol=Peer, session_ticket_handler=tickets.append) as client:
+            await let_in(client, good.world.default_token, "early")
+            client.write(0, prefixed(text(2, number(1, 7))))
+            assert 3 in await client.message()
 
     asyncio.run(attempt())
-    assert all(not ticket.max_early_data_size for ticket in tickets)
+    assert tickets == []
+    good.check()
 
 
 # ── a hostile client with a good token ────────────────────────────────────────────────────────────────────────────
@@ -546,7 +546,11 @@ REPLIES = {
     "more-after-end": whole_reply() + whole_reply(b"smuggled"),
     "garbage-after-end": whole_reply() + b"\xff" * 100,
 }  # fmt: skip
-ANSWERED_WHOLE = {"unknown-frames", "more-after-end", "garbage-after-end", "field-connection", "head-empty"}
+# What is odd about these is skipped or left out, and the sender gets "hello". No other ends as a whole 200.
+ANSWERED_WHOLE = {
+    "unknown-frames", "more-after-end", "garbage-after-end", "field-connection", "field-te", "field-te-gzip", "field-cl-twice", "field-cl-garbage",
+    "field-cl-and-te",
+}  # fmt: skip
 
 
 class Hostile:
@@ -601,13 +605,12 @@ def test_a_reply_that_is_none(good, name):
             except Closed as cut:
                 reply = None
                 assert not cut.args[0], f"half an answer: {cut}"
+        assert (reply is not None and reply.status == 200 and reply.complete) == (name in ANSWERED_WHOLE), reply
         if reply is not None:
             assert reply.header("x-evil") is None
             assert reply.header("upgrade") is None and 200 <= reply.status < 600
             assert b"smuggled" not in reply.body
-            if reply.status == 200 and reply.complete:
-                assert name in ANSWERED_WHOLE or reply.body in (b"hello", b""), reply
-                assert name not in ("fin-without-end", "fin-in-data", "data-claims-most", "field-cl-long"), reply
+            assert reply.body == b"hello" or name not in ANSWERED_WHOLE, reply
     good.check()
 
 
@@ -617,9 +620,8 @@ def test_the_next_exchange_after_bytes_past_the_end_is_its_own(good):
     with Hostile(world, "hostile", world.default_token) as hostile:
         hostile.reply, hostile.end = whole_reply(b"mine") + whole_reply(b"planted"), False
         for _ in range(3):
-            with world.wire("hostile", timeout=8) as wire, contextlib.suppress(Closed, TimeoutError):
-                reply = wire.ask(request("GET", "/x", host=f"hostile.{DOMAIN}"))
-                assert b"planted" not in reply.body, reply
+            reply = world.get("/x", name="hostile")
+            assert reply.status == 200 and reply.body == b"mine", reply
     good.check()
 
 

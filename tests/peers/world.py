@@ -29,6 +29,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import pytest
+
 DOMAIN = "hooks.test"
 LONG = os.environ.get("HOOKWAY_LONG") == "1"
 DEADLINE = 20.0  # seconds a condition may take on a busy two-core machine
@@ -48,6 +50,13 @@ def eventually(condition, seconds=DEADLINE, what="the condition"):
             return value
         assert time.monotonic() < end, f"{what} did not hold within {seconds} s"
         time.sleep(0.01)
+
+
+def lacking(what):
+    """Skip a test for want of something on this machine; where CI is set nothing may be wanting."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 # ── the programs ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,9 +24,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let (cli, files) = match config::parse(args) {
         Ok(Ok(parsed)) => parsed,
         Ok(Err(error)) => {
-            let output = Output::new(&Cli::default_globals());
-            output.fail(&error.into());
-            return ExitCode::from(7);
+            let failure = Failure::from(error);
+            Output::new(&Cli::default_globals()).fail(&failure);
+            return ExitCode::from(failure.code);
         }
         Err(error) => error.exit(),
     };
@@ -99,6 +99,9 @@ impl From<ConfigError> for Failure {
             ConfigError::Wrong { .. } => Self::new(7, what)
                 .cause("these lines cannot be read as settings")
                 .next("mend them; every long flag is a key:  hookway --help"),
+            ConfigError::TargetAndCommand => {
+                Self::new(2, what).cause("a target means: forward to it").next("hookway TARGET, or hookway COMMAND")
+            }
             ConfigError::NoToken { .. } => Self::new(4, what)
                 .cause("a token begins with hwt_; nothing else is sent to a relay")
                 .next("ask the relay's operator for one:  hookway-relay token create --name NAME"),

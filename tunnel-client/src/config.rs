@@ -34,6 +34,8 @@ pub(crate) enum ConfigError {
     },
     #[error("{path} has something to mend:\n{}", .problems.iter().map(|p| format!("    {p}")).collect::<Vec<_>>().join("\n"))]
     Wrong { path: String, problems: Vec<Problem> },
+    #[error("a target and a command do not go together")]
+    TargetAndCommand,
     #[error("{from} holds no token")]
     NoToken { from: String },
     #[error("this account has no home folder to keep settings in")]
@@ -95,12 +97,11 @@ struct Tables {
 /// # Errors
 /// The outer error is clap's, the inner one the files'.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigError>, clap::Error> {
-    let mut command = settings::without_empty_variables(Cli::command());
+    let command = settings::without_empty_variables(Cli::command());
     let matches = command.clone().try_get_matches_from(&args)?;
     let cli = Cli::from_arg_matches(&matches)?;
     if cli.command.is_some() && cli.forward.target.is_some() {
-        let message = "a target and a command do not go together: hookway TARGET, or hookway COMMAND";
-        return Err(command.error(clap::error::ErrorKind::ArgumentConflict, message));
+        return Ok(Err(ConfigError::TargetAndCommand));
     }
     let uses_files = match (matches.subcommand_name(), &cli.command) {
         (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,

@@ -1,7 +1,7 @@
 //! A sender's body: bounded in size, in time and in slowness.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub(crate) struct Inbound {
     deadline: Option<Pin<Box<Sleep>>>,
     waiting: bool,
     count: Counter,
-    sender: Arc<Sender>,
+    /// Not held on to: a body that is still on its way to a client keeps no connection's place.
+    sender: Weak<Sender>,
     /// The room taken for it, when it is kept whole.
     room: Option<Room>,
 }
@@ -63,7 +64,7 @@ pub(crate) enum InboundError {
 
 impl Inbound {
     pub(super) fn new(body: Incoming, limits: InboundLimits, count: Counter, sender: &Arc<Sender>) -> Self {
-        let (since, sender) = (Instant::now(), sender.clone());
+        let (since, sender) = (Instant::now(), Arc::downgrade(sender));
         Self { body, limits, taken: 0, since, deadline: None, waiting: false, count, sender, room: None }
     }
 
@@ -86,7 +87,8 @@ impl Inbound {
         if let Some(room) = &mut self.room
             && length > 0
         {
-            room.push(self.sender.memory.take(length as usize).ok_or(InboundError::NoRoom)?);
+            let taken = self.sender.upgrade().and_then(|sender| sender.memory.take(length as usize));
+            room.push(taken.ok_or(InboundError::NoRoom)?);
         }
         // Only a body of announced length has to hurry: the others may be a conversation.
         let age = self.since.elapsed();
@@ -107,7 +109,7 @@ impl Body for Inbound {
             self.waiting = false;
             return Poll::Ready(match frame {
                 None => {
-                    self.sender.all_read();
+                    self.sender.upgrade().iter().for_each(|sender| sender.all_read());
                     None
                 }
                 Some(Ok(frame)) => Some(self.take(frame)),

@@ -12,7 +12,8 @@ use hookway_protocol::link::{Link, LinkError, Sender, Stream, StreamError};
 use hookway_protocol::message::Released;
 use http::{HeaderMap, StatusCode};
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::reply;
@@ -78,7 +79,7 @@ impl Session {
         let Stream { mut sender, mut receiver } = self.stream().await.map_err(Undelivered::Unsent)?;
         let mut out = BytesMut::with_capacity(1024);
         frame::put_head(&mut out, |out| head.encode(out));
-        let (sender, fault) = match body {
+        let (sender, mut upload) = match body {
             Body::Whole(bytes, trailers) => {
                 let sent = sender.send(&mut whole(out, bytes, trailers.as_ref())).await;
                 sent.map_err(Undelivered::Lost)?;
@@ -95,9 +96,9 @@ impl Session {
             }
         };
         let faulty = async {
-            match fault {
+            match &mut upload {
                 // No fault is ever told when the body was good, or no longer wanted.
-                Some(fault) => match fault.await {
+                Some(upload) => match (&mut upload.fault).await {
                     Ok(error) => error,
                     Err(_) => std::future::pending().await,
                 },
@@ -114,7 +115,9 @@ impl Session {
             Ok(_) => Err(StreamError::Aborted),
             Err(error) => Err(error),
         };
-        match (reply.map_err(Undelivered::Lost)?, sender, &head.upgrade) {
+        let reply = reply.map_err(Undelivered::Lost)?;
+        upload.iter_mut().for_each(Upload::go_on);
+        match (reply, sender, &head.upgrade) {
             (ReplyHead::App { status: StatusCode::SWITCHING_PROTOCOLS, headers }, Some(sender), Some(_)) => {
                 Ok(Reply::Switched(headers, Stream { sender, receiver }, pass.take()))
             }
@@ -154,16 +157,10 @@ impl Session {
         self.common.reply_bytes.inc_by(bytes as u64);
     }
 
-    /// Sends a head and a streaming body in a task of its own, so that the reply can begin before it ends. What comes
-    /// back is what was wrong with the body, if that was why it ended.
-    fn upload(
-        &self,
-        mut sender: Sender,
-        out: BytesMut,
-        inbound: Inbound,
-    ) -> tokio::sync::oneshot::Receiver<InboundError> {
-        let (fault, faults) = tokio::sync::oneshot::channel();
-        self.common.uploads.spawn(async move {
+    /// Sends a head and a streaming body in a task of its own, so that the reply can begin before it ends.
+    fn upload(&self, mut sender: Sender, out: BytesMut, inbound: Inbound) -> Upload {
+        let (told, fault) = oneshot::channel();
+        let task = self.common.uploads.spawn(async move {
             match body::send(&mut sender, out, inbound).await {
                 Ok(()) => sender.finish(),
                 // The client no longer wants it, and says so in its reply.
@@ -171,11 +168,34 @@ impl Session {
                 Err(Unsent::Body { error, .. }) => {
                     sender.reset();
                     // Whoever waited may have its reply already.
-                    let _ = fault.send(error);
+                    let _ = told.send(error);
                 }
             }
         });
-        faults
+        Upload { fault, task: Some(task) }
+    }
+}
+
+/// A body on its way to the client. It ends with its exchange, unless the reply has begun.
+#[derive(Debug)]
+struct Upload {
+    /// What was wrong with the body, if that was why it ended.
+    fault: oneshot::Receiver<InboundError>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Upload {
+    /// Lets it go on beside the reply.
+    fn go_on(&mut self) {
+        self.task = None;
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 

@@ -62,7 +62,15 @@ impl Programs {
         let mut run = Command::new(bin.join("hookway-relay"));
         run.args(["run", "--domain", "hooks.test", "--https", "127.0.0.1:0", "--http", "off", "--admin", "off"]);
         run.args(["--json", "--rate", "off", "--token-rate", "off", "--tls", "files", "--log", "warn"]);
-        run.args(["--max-connections-per-ip", "100000", "--max-handshakes-per-ip", "1000", "--data-dir"]);
+        run.args([
+            "--max-sessions",
+            "100000",
+            "--max-connections-per-ip",
+            "100000",
+            "--max-handshakes-per-ip",
+            "1000",
+            "--data-dir",
+        ]);
         run.arg(at("relay")).arg("--tls-cert").arg(at("cert.pem")).arg("--tls-key").arg(at("key.pem"));
         let (relay, line) = started(&mut run)?;
         let ready: serde_json::Value = serde_json::from_str(&line)?;
