@@ -301,6 +301,8 @@ def test_a_sender_without_a_window_is_cut_off_when_the_client_is_gone_too(new_wo
         sender = without_a_window(wire)
         sender.write(sender.headers(stream := sender.stream(), request_fields("GET", path)))
         assert head_of_an_answer(sender, stream)[":status"] == "200"
+        # Without any of the body the stream would be reset as soon as the client is lost.
+        eventually(lambda: world.relay.metric("reply_bytes_total"), what="the beginning of the body")
         started = time.monotonic()
         client.process.kill()
         eventually(lambda: not world.relay.metric("sessions"), patience - 1, "the relay noticing that the client is gone")
