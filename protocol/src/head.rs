@@ -3,7 +3,7 @@
 //! This is the one encoding on the path of every webhook, so it goes straight between the wire and `http`'s types,
 //! with values that share the buffer they came in. The tests hold it to prost's reading of the same messages.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
@@ -11,6 +11,7 @@ use crate::frame::MAX_HEAD;
 use crate::headers::Headers;
 use crate::host::EndpointName;
 use crate::id::DeliveryId;
+use crate::protobuf::{Broken, Value, next_field, put_bytes, put_number};
 
 /// A head may have this many fields.
 const MAX_FIELDS: usize = 1024;
@@ -89,6 +90,12 @@ pub enum HeadError {
     /// A field that must be there is not, or holds what it cannot hold.
     #[error("a bad {0}")]
     Field(&'static str),
+}
+
+impl From<Broken> for HeadError {
+    fn from(_: Broken) -> Self {
+        Self::Encoding
+    }
 }
 
 impl RequestHead {
@@ -290,87 +297,6 @@ fn put_fields(out: &mut BytesMut, tag: u8, headers: &Headers) {
         put_bytes(out, tag, name.as_str().as_bytes());
         put_bytes(out, tag, value.as_bytes());
     }
-}
-
-/// A length-delimited field. Every tag here is below 16, so its key is one byte.
-fn put_bytes(out: &mut BytesMut, tag: u8, bytes: &[u8]) {
-    let key = tag << 3 | 2;
-    match bytes.len() {
-        // Nearly all are short, and a call costs more than a byte.
-        length @ 0..0x80 => out.put_slice(&[key, length as u8]),
-        length => {
-            out.put_u8(key);
-            put_varint(out, length as u64);
-        }
-    }
-    out.put_slice(bytes);
-}
-
-/// A varint field; zero is the default and is left out.
-fn put_number(out: &mut BytesMut, tag: u8, number: u64) {
-    if number != 0 {
-        out.put_u8(tag << 3);
-        put_varint(out, number);
-    }
-}
-
-fn put_varint(out: &mut BytesMut, mut value: u64) {
-    while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.put_u8(value as u8);
-}
-
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-    /// A fixed-width field, of which we know none.
-    Skipped,
-}
-
-/// The next field's tag and value.
-fn next_field<'a>(from: &mut &'a [u8]) -> Result<Option<(u64, Value<'a>)>, HeadError> {
-    if from.is_empty() {
-        return Ok(None);
-    }
-    let key = varint(from)?;
-    let value = match key & 7 {
-        0 => Value::Number(varint(from)?),
-        1 => skip(from, 8)?,
-        2 => {
-            let length = usize::try_from(varint(from)?).map_err(|_| HeadError::Encoding)?;
-            let (value, rest) = from.split_at_checked(length).ok_or(HeadError::Encoding)?;
-            *from = rest;
-            Value::Bytes(value)
-        }
-        5 => skip(from, 4)?,
-        _ => return Err(HeadError::Encoding),
-    };
-    match key >> 3 {
-        0 => Err(HeadError::Encoding),
-        tag => Ok(Some((tag, value))),
-    }
-}
-
-fn skip<'a>(from: &mut &'a [u8], length: usize) -> Result<Value<'a>, HeadError> {
-    *from = from.get(length..).ok_or(HeadError::Encoding)?;
-    Ok(Value::Skipped)
-}
-
-fn varint(from: &mut &[u8]) -> Result<u64, HeadError> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let byte = from.try_get_u8().map_err(|_| HeadError::Encoding)?;
-        if shift == 63 && byte > 1 {
-            return Err(HeadError::Encoding);
-        }
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Ok(value);
-        }
-    }
-    Err(HeadError::Encoding)
 }
 
 fn text(bytes: &[u8]) -> Result<&str, HeadError> {

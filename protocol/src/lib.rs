@@ -11,6 +11,7 @@ pub mod host;
 pub mod id;
 pub mod link;
 pub mod message;
+mod protobuf;
 pub mod settings;
 
 /// The lowest version of the protocol this build speaks.

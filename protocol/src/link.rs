@@ -30,6 +30,8 @@ pub const STREAM_WINDOW: u32 = 512 << 10;
 /// What one connection may have on its way: so many streams that nobody reads do not stop the others. Times the
 /// number of sessions this bounds a side's memory.
 pub const LINK_WINDOW: u32 = 64 << 20;
+/// What is written at once must be taken within this time.
+pub const TAKEN_IN: Duration = Duration::from_secs(600);
 /// An upgraded connection of which one side has ended may be silent for this long.
 pub const HALF_OPEN: Duration = Duration::from_secs(10);
 /// Streams a client allows at first; a connection's idle memory follows this number.
@@ -281,8 +283,11 @@ impl Stream {
                     break;
                 }
             }
-            let _ = sender.send(&mut [Bytes::from_static(frame::END)]).await;
-            sender.finish();
+            let end = async {
+                let _ = sender.send(&mut [Bytes::from_static(frame::END)]).await;
+                sender.finish_and_wait().await;
+            };
+            let _ = tokio::time::timeout(HALF_OPEN, end).await;
         };
         tokio::join!(inwards, outwards);
     }
@@ -302,7 +307,7 @@ impl Sender {
     /// Sends the pieces in order as one write, waiting for the other side's window.
     ///
     /// # Errors
-    /// The exchange was aborted or the link lost.
+    /// The exchange was aborted or the link lost, or the other side did not take them within [`TAKEN_IN`].
     pub async fn send(&mut self, pieces: &mut [Bytes]) -> Result<(), StreamError> {
         // quinn does not always wake a write that waits for the link's window when its stream is stopped.
         let stopped = self.stopped();
@@ -310,6 +315,7 @@ impl Sender {
             biased;
             sent = self.0.write_all_chunks(pieces) => Ok(sent?),
             () = stopped => Err(StreamError::Aborted),
+            () = tokio::time::sleep(TAKEN_IN) => Err(StreamError::Aborted),
         }
     }
 

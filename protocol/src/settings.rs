@@ -74,14 +74,12 @@ pub fn read(text: &str, known: &[&str], tables: &[&str]) -> (Vec<Setting>, Vec<P
     (settings, problems)
 }
 
-/// Whether a flag, or an argument of that name, takes these values.
+/// Whether a flag, or an argument of that name, of a command or one of its subcommands takes these values.
 ///
 /// # Errors
 /// What is wrong, in a line.
 pub fn check(command: &Command, setting: &Setting) -> Result<(), String> {
-    let Some(arg) = command.get_arguments().find(|arg| is_named(arg, &setting.key)) else {
-        return Err(format!("unknown key `{}`", setting.key));
-    };
+    let arg = find(command, &setting.key).ok_or_else(|| format!("unknown key `{}`", setting.key))?;
     if !arg.get_action().takes_values() {
         let fits = matches!(setting.values.as_slice(), [value] if value == "true" || value == "false");
         return fits.then_some(()).ok_or_else(|| format!("`{}` is true or false", setting.key));
@@ -120,6 +118,12 @@ pub fn without_empty_variables(command: Command) -> Command {
     let command =
         command.mut_args(|arg| if arg.get_env().is_some_and(empty) { arg.env(Resettable::Reset) } else { arg });
     command.mut_subcommands(without_empty_variables)
+}
+
+/// The command's own before those of its subcommands.
+fn find<'a>(command: &'a Command, key: &str) -> Option<&'a clap::Arg> {
+    let own = command.get_arguments().find(|arg| is_named(arg, key));
+    own.or_else(|| command.get_subcommands().find_map(|sub| find(sub, key)))
 }
 
 /// By its long flag; by its place, if it has none.
@@ -195,7 +199,9 @@ fn scalar(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-fn line_of(text: &str, at: usize) -> usize {
+/// The line of a byte of the text, from 1.
+#[must_use]
+pub fn line_of(text: &str, at: usize) -> usize {
     1 + text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
 }
 

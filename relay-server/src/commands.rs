@@ -130,7 +130,7 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
     match command {
         TokenCommand::Create { store, name, endpoints, expires } => {
             let expires_at = expires.map(|after| Timestamp::now().checked_add(after)).transpose()?;
-            let new = open(&store, true)?.create_token(&name, endpoints, expires_at).await?;
+            let new = Store::open(&store.data_dir)?.create_token(&name, endpoints, expires_at).await?;
             let secret = new.token.reveal();
             if store.json {
                 let mut line = serde_json::to_value(&new.row)?;
@@ -143,14 +143,14 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
             }
         }
         TokenCommand::List { store } => {
-            let tokens = open(&store, false)?.tokens().await?;
+            let tokens = open(&store)?.tokens().await?;
             print_rows(&tokens, store.json, "ID                NAME              STATE      ENDPOINTS", |token| {
                 let names = if token.endpoints.is_empty() { "any".into() } else { token.endpoints.join(" ") };
                 format!("{:<16}  {:<16}  {:<9}  {names}", token.id, token.name, state(token))
             })?;
         }
         TokenCommand::Revoke { store, token } => {
-            let revoked = open(&store, false)?.revoke_tokens(&token).await?;
+            let revoked = open(&store)?.revoke_tokens(&token).await?;
             if revoked.is_empty() {
                 anyhow::bail!("no valid token has the id or name `{token}`\n  next:  hookway-relay token list");
             }
@@ -171,9 +171,9 @@ fn state(token: &TokenRow) -> &'static str {
 pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCode> {
     let unknown = |name: &str| anyhow::anyhow!("there is no endpoint `{name}`\n  next:  hookway-relay endpoint list");
     match command {
-        EndpointCommand::List { store } => print_endpoints(&open(&store, false)?.endpoints().await?, store.json)?,
+        EndpointCommand::List { store } => print_endpoints(&open(&store)?.endpoints().await?, store.json)?,
         EndpointCommand::Show { store, name } => {
-            let mut rows = open(&store, false)?.endpoints().await?;
+            let mut rows = open(&store)?.endpoints().await?;
             rows.retain(|row| row.name == name);
             if rows.is_empty() {
                 return Err(unknown(&name));
@@ -182,7 +182,7 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
         }
         EndpointCommand::Release { store, name } => {
             let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
-            if !open(&store, false)?.release_endpoint(&parsed).await? {
+            if !open(&store)?.release_endpoint(&parsed).await? {
                 return Err(unknown(&name));
             }
             if store.json {
@@ -216,11 +216,11 @@ fn print_rows<T: serde::Serialize>(
     Ok(())
 }
 
-/// Opens the store. Only a first token makes one: to look into a folder that is not there is a mistake.
-fn open(args: &StoreArgs, make: bool) -> anyhow::Result<Store> {
+/// Opens a store that is there. Only a relay, or a first token, makes one: to look elsewhere is a mistake.
+fn open(args: &StoreArgs) -> anyhow::Result<Store> {
     let folder = &args.data_dir;
     anyhow::ensure!(
-        make || Store::is_in(folder),
+        Store::is_in(folder),
         "there is no relay's store in {}\n  cause: a relay, or the first token, makes it\n  next:  name the relay's \
          folder or its configuration:  --data-dir DIR, or --config FILE",
         folder.display()

@@ -154,49 +154,31 @@ impl Drop for Place {
     }
 }
 
-/// Counts what each address has.
+/// A counter for each address.
 #[derive(Debug)]
 pub(crate) struct PerAddress {
-    used: Mutex<HashMap<Address, usize>>,
+    counters: Mutex<HashMap<Address, Weak<Counter>>>,
     most: usize,
 }
 
 impl PerAddress {
-    pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { used: Mutex::default(), most })
+    pub(crate) fn new(most: usize) -> Self {
+        Self { counters: Mutex::default(), most }
     }
 
-    /// Takes `count` places of an address, or none.
-    pub(crate) fn take(self: &Arc<Self>, ip: IpAddr, count: usize) -> Option<AddressPlace> {
+    /// The counter of an address: the same one as long as anybody holds it, or places of it.
+    pub(crate) fn of(&self, ip: IpAddr) -> Arc<Counter> {
         let address = Address::from(ip);
-        let mut all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = all.get(&address).copied().unwrap_or_default();
-        if count > self.most - used {
-            return None;
-        }
-        all.insert(address, used + count);
-        Some(AddressPlace { of: self.clone(), address, count })
-    }
-}
-
-/// Places of an address, given back on drop.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct AddressPlace {
-    of: Arc<PerAddress>,
-    address: Address,
-    count: usize,
-}
-
-impl Drop for AddressPlace {
-    fn drop(&mut self) {
-        let mut all = self.of.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(used) = all.get_mut(&self.address) {
-            *used -= self.count;
-            if *used == 0 {
-                all.remove(&self.address);
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.get(&address).and_then(Weak::upgrade).unwrap_or_else(|| {
+            // Each time their number has doubled, those that nobody holds go.
+            if counters.len().is_power_of_two() {
+                counters.retain(|_, counter| counter.strong_count() > 0);
             }
-        }
+            let counter = Arc::new(Counter::new(self.most));
+            counters.insert(address, Arc::downgrade(&counter));
+            counter
+        })
     }
 }
 
@@ -204,55 +186,31 @@ impl Drop for AddressPlace {
 #[derive(Debug)]
 pub(crate) struct Memory {
     all: Arc<Counter>,
-    of_each: Mutex<HashMap<Address, Weak<Counter>>>,
-    most_each: usize,
+    of_each: PerAddress,
 }
 
 impl Memory {
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { all: Arc::new(Counter::new(bytes)), of_each: Mutex::default(), most_each: bytes / 4 })
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { all: Arc::new(Counter::new(bytes)), of_each: PerAddress::new(bytes / 4) }
     }
 
     /// The share of an address: looked up once, not for every piece of a body.
-    pub(crate) fn share(self: &Arc<Self>, ip: IpAddr) -> Share {
-        let address = Address::from(ip);
-        let mut of_each = self.of_each.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = of_each.get(&address).and_then(Weak::upgrade);
-        let own = known.unwrap_or_else(|| {
-            // Of those whose places outlived them, now and then.
-            if of_each.len().is_power_of_two() {
-                of_each.retain(|_, own| own.strong_count() > 0);
-            }
-            let own = Arc::new(Counter::new(self.most_each));
-            of_each.insert(address, Arc::downgrade(&own));
-            own
-        });
-        Share { memory: self.clone(), address, own }
+    pub(crate) fn share(&self, ip: IpAddr) -> Share {
+        Share { all: self.all.clone(), own: self.of_each.of(ip) }
     }
 }
 
 /// What an address may use of a [`Memory`].
 #[derive(Debug)]
 pub(crate) struct Share {
-    memory: Arc<Memory>,
-    address: Address,
+    all: Arc<Counter>,
     own: Arc<Counter>,
 }
 
 impl Share {
     /// Room for so many bytes, if there is some; given back on drop.
     pub(crate) fn take(&self, bytes: usize) -> Option<[Place; 2]> {
-        Some([self.memory.all.take(bytes)?, self.own.take(bytes)?])
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut of_each = self.memory.of_each.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only this one is left: others are made under the same lock. Places that are still held count on by themselves.
-        if Arc::strong_count(&self.own) == 1 {
-            of_each.remove(&self.address);
-        }
+        Some([self.all.take(bytes)?, self.own.take(bytes)?])
     }
 }
 
@@ -337,13 +295,16 @@ mod tests {
         let connections = PerAddress::new(1);
         let v4 = "192.0.2.1".parse().expect("an address");
         let same_64: [IpAddr; 2] = ["2001:db8::1", "2001:db8::ffff:2"].map(|ip| ip.parse().expect("an address"));
-        let first = connections.take(v4, 1);
+        let first = connections.of(v4).take(1);
         assert!(first.is_some());
-        assert!(connections.take("::ffff:192.0.2.1".parse().expect("an address"), 1).is_none(), "mapped, yet the same");
+        assert!(
+            connections.of("::ffff:192.0.2.1".parse().expect("an address")).take(1).is_none(),
+            "mapped, yet the same"
+        );
         drop(first);
-        assert!(connections.take(v4, 1).is_some());
-        let _held = connections.take(same_64[0], 1);
-        assert!(connections.take(same_64[1], 1).is_none(), "one subscriber");
+        assert!(connections.of(v4).take(1).is_some());
+        let _held = connections.of(same_64[0]).take(1);
+        assert!(connections.of(same_64[1]).take(1).is_none(), "one subscriber");
     }
 
     #[test]
@@ -362,7 +323,10 @@ mod tests {
         let filled: Vec<_> = shares.iter().filter_map(|share| share.take(25)).collect();
         assert_eq!(filled.len(), 4, "a hundred for all");
         drop((first, second, filled, shares));
-        assert!(memory.of_each.lock().expect("unpoisoned").is_empty(), "who is gone is forgotten");
+        for n in 0..100 {
+            let _ = memory.share(IpAddr::from([203, 0, 113, n]));
+        }
+        assert!(memory.of_each.counters.lock().expect("unpoisoned").len() <= 8, "who is gone is forgotten");
     }
 
     #[test]

@@ -34,8 +34,7 @@ pub(crate) struct Replies([Counter; 6]);
 
 impl Replies {
     pub(crate) fn count(&self, status: http::StatusCode) {
-        let class = usize::from(status.as_u16() / 100);
-        self.0[if class < self.0.len() { class } else { 0 }].inc();
+        self.0.get(usize::from(status.as_u16() / 100)).unwrap_or(&self.0[0]).inc();
     }
 }
 

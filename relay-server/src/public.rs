@@ -102,9 +102,9 @@ pub(crate) struct Public {
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
     connections: Arc<Counter>,
-    per_ip: Arc<PerAddress>,
+    per_ip: PerAddress,
     senders: Arc<Senders>,
-    memory: Arc<Memory>,
+    memory: Memory,
 }
 
 impl Public {
@@ -142,7 +142,7 @@ impl Public {
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
         let ip = peer.ip().to_canonical();
-        let Some(places) = self.connections.take(1).zip(self.per_ip.take(ip, 1)) else {
+        let Some(places) = self.connections.take(1).zip(self.per_ip.of(ip).take(1)) else {
             metrics::count(&self.metrics.connections_refused, "too_many");
             return;
         };
@@ -199,7 +199,7 @@ impl Public {
                 biased;
                 end = connection.as_mut() => {
                     if let Err(error) = end {
-                        tracing::debug!(ip = sender.ip(), ?error, "connection ended");
+                        tracing::debug!(ip = sender.node.text, ?error, "connection ended");
                     }
                     return;
                 }

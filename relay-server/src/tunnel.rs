@@ -29,7 +29,8 @@ pub struct Config {
     pub max_sessions: usize,
     /// Endpoint names that one token's name may have.
     pub max_names: usize,
-    /// A client must have taken a delivery, and its reply have begun, within this time. Clients have their own, shorter limit for the app.
+    /// A client must have taken a delivery, and its reply have begun, within this time. Clients have their own,
+    /// shorter limit for the app.
     pub reply_timeout: Duration,
 }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use crate::delivery::ReplyBody;
-use crate::limits::{AddressPlace, Place, Share};
+use crate::limits::{Place, Share};
 use crate::metrics::Up;
 use crate::shutdown::Shutdown;
 use crate::tunnel::SessionId;
@@ -46,7 +46,7 @@ pub(super) struct Sender {
     /// Told when the last answer that is owed has been given.
     answered: AtomicWaker,
     state: Mutex<State>,
-    _places: ((Place, AddressPlace), Up),
+    _places: ((Place, Place), Up),
 }
 
 /// A sender's address as it is told: made once, for all requests of a connection.
@@ -98,7 +98,7 @@ impl Sender {
         tls: Option<Option<Host<'static>>>,
         shutdown: &Shutdown,
         memory: Share,
-        places: ((Place, AddressPlace), Up),
+        places: ((Place, Place), Up),
     ) -> Arc<Self> {
         let quiet_since = Instant::now();
         let state = State { requests: 0, answers: Vec::new(), quiet_since, leaving_since: None, unread: false };
@@ -112,10 +112,6 @@ impl Sender {
             state: Mutex::new(state),
             _places: places,
         })
-    }
-
-    pub(super) fn ip(&self) -> &str {
-        &self.node.text
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

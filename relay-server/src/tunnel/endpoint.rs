@@ -33,8 +33,8 @@ pub(crate) struct Tunnel {
     common: Common,
     shutdown: Shutdown,
     handshakes: Arc<Counter>,
-    handshakes_per_ip: Arc<PerAddress>,
-    unproven_per_ip: Arc<PerAddress>,
+    handshakes_per_ip: PerAddress,
+    unproven_per_ip: PerAddress,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
 }
 
@@ -105,21 +105,17 @@ impl Tunnel {
         let address = incoming.remote_address().ip();
         // Anyone can send first packets in another's name: before an address has proven to be real (RFC 9000 §8.1.2)
         // it gets a few places, and none under load, and takes none from itself.
-        let place = if incoming.remote_address_validated() {
-            self.handshakes_per_ip.take(address, 1)
-        } else {
-            let idle = self.handshakes.used() < self.config.max_handshakes / 2;
-            let Some(place) = idle.then(|| self.unproven_per_ip.take(address, 1)).flatten() else {
-                if incoming.retry().is_err() {
-                    metrics::count(&metrics.handshakes_refused, "retry");
-                }
-                return;
-            };
-            Some(place)
-        };
-        let Some(place) = place.zip(self.handshakes.take(1)) else {
-            metrics::count(&metrics.handshakes_refused, "too_many");
-            incoming.refuse();
+        let proven = incoming.remote_address_validated();
+        let per_ip = if proven { &self.handshakes_per_ip } else { &self.unproven_per_ip };
+        let allowed = proven || self.handshakes.used() < self.config.max_handshakes / 2;
+        let place = allowed.then(|| per_ip.of(address).take(1).zip(self.handshakes.take(1))).flatten();
+        let Some(place) = place else {
+            if proven {
+                metrics::count(&metrics.handshakes_refused, "too_many");
+                incoming.refuse();
+            } else if incoming.retry().is_err() {
+                metrics::count(&metrics.handshakes_refused, "retry");
+            }
             return;
         };
         let tunnel = self.clone();
