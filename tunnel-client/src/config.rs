@@ -122,65 +122,26 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
 
 /// The settings of both files, the project's before the user's.
 fn read_files(user: &Path, named: bool) -> Result<(Vec<Setting>, Files), ConfigError> {
-    let command = Cli::command();
-    let commands = [Some(&command), command.find_subcommand("dev")];
-    let known: Vec<&str> = commands
-        .into_iter()
-        .flatten()
-        .flat_map(clap::Command::get_arguments)
-        .filter_map(clap::Arg::get_long)
-        .filter(|key| !NOT_SETTINGS.contains(key))
-        .chain(["target", "token"])
-        .collect();
-    let (mut all, mut files) = (Vec::<Setting>::new(), Files::default());
+    let (mut all, mut files) = (Vec::new(), Files::default());
     for (path, is_project) in project_file().map(|path| (path, true)).into_iter().chain([(user.to_owned(), false)]) {
-        let shown = path.display().to_string();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             // Only the usual file may be missing.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named && !is_project => continue,
-            Err(source) => return Err(ConfigError::File { path: shown, source }),
+            Err(source) => return Err(ConfigError::File { path: path.display().to_string(), source }),
         };
-        let (settings, mut problems) = settings::read(&text, &known, &["endpoint"]);
-        match toml::from_str::<Tables>(&text) {
-            Ok(tables) => {
-                for table in tables.endpoint {
-                    let line = line_of(&text, table.span().start);
-                    match table.into_inner().parse() {
-                        Ok(endpoint) => files.endpoints.push(endpoint),
-                        Err(message) => problems.push(Problem { line, message }),
-                    }
-                }
-            }
-            Err(error) if problems.is_empty() => {
-                let line = line_of(&text, error.span().map_or(0, |span| span.start));
-                problems.push(Problem { line, message: error.message().to_owned() });
-            }
-            Err(_) => {}
+        let mut problems = Vec::new();
+        let settings = read_settings(&text, is_project, &mut problems);
+        read_endpoints(&text, &mut files.endpoints, &mut problems);
+        if !problems.is_empty() {
+            problems.sort_by_key(|problem| problem.line);
+            return Err(ConfigError::Wrong { path: path.display().to_string(), problems });
         }
-        let names_relay = settings.iter().any(|setting| setting.key == "relay");
+        let known = if is_project { &mut files.project } else { &mut files.user };
         for setting in settings {
             let value = setting.values.first().cloned();
-            let checked = match setting.key.as_str() {
-                // Whoever wrote a project's file must not choose which of the reader's files go to a relay.
-                "token" | "token-file" if is_project => {
-                    Err("a token does not belong in a file that is shared; use:  hookway login RELAY".into())
-                }
-                "relay-ca" if is_project && !names_relay => {
-                    Err("`relay-ca` stands beside the `relay` it is for; this file names none".into())
-                }
-                "token" => Ok(()),
-                key => {
-                    let of_dev = || commands[1].filter(|dev| has(dev, key));
-                    settings::check(of_dev().filter(|_| !has(&command, key)).unwrap_or(&command), &setting)
-                }
-            };
-            if let Err(message) = checked {
-                problems.push(Problem { line: setting.line, message });
-            }
             // Beside the file that names it, wherever the command is run.
             let beside = value.as_ref().map(|value| path.parent().unwrap_or(Path::new("")).join(value));
-            let known = if is_project { &mut files.project } else { &mut files.user };
             match setting.key.as_str() {
                 "token" => known.token = value,
                 "token-file" => known.token_file = beside,
@@ -192,20 +153,59 @@ fn read_files(user: &Path, named: bool) -> Result<(Vec<Setting>, Files), ConfigE
                 _ => all.push(setting),
             }
         }
-        if !problems.is_empty() {
-            problems.sort_by_key(|problem| problem.line);
-            return Err(ConfigError::Wrong { path: shown, problems });
-        }
     }
     Ok((all, files))
 }
 
-fn has(command: &clap::Command, key: &str) -> bool {
-    key == "target" || command.get_arguments().any(|arg| arg.get_long() == Some(key))
+/// The settings of one file, and what is wrong with them.
+fn read_settings(text: &str, is_project: bool, problems: &mut Vec<Problem>) -> Vec<Setting> {
+    let command = Cli::command();
+    let flags = [Some(&command), command.find_subcommand("dev")].into_iter().flatten();
+    let known: Vec<&str> = flags
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(clap::Arg::get_long)
+        .filter(|key| !NOT_SETTINGS.contains(key))
+        .chain(["target", "token"])
+        .collect();
+    let (settings, wrong) = settings::read(text, &known, &["endpoint"]);
+    problems.extend(wrong);
+    let names_relay = settings.iter().any(|setting| setting.key == "relay");
+    for setting in &settings {
+        let checked = match setting.key.as_str() {
+            // Whoever wrote a project's file must not choose which of the reader's files go to a relay.
+            "token" | "token-file" if is_project => {
+                Err("a token does not belong in a file that is shared; use:  hookway login RELAY".into())
+            }
+            "relay-ca" if is_project && !names_relay => {
+                Err("`relay-ca` stands beside the `relay` it is for; this file names none".into())
+            }
+            "token" => Ok(()),
+            _ => settings::check(&command, setting),
+        };
+        problems.extend(checked.err().map(|message| Problem { line: setting.line, message }));
+    }
+    settings
 }
 
-fn line_of(text: &str, at: usize) -> usize {
-    1 + text[..at].matches('\n').count()
+/// The `[[endpoint]]` tables of one file, and what is wrong with them.
+fn read_endpoints(text: &str, endpoints: &mut Vec<ProjectEndpoint>, problems: &mut Vec<Problem>) {
+    match toml::from_str::<Tables>(text) {
+        Ok(tables) => {
+            for table in tables.endpoint {
+                let line = settings::line_of(text, table.span().start);
+                match table.into_inner().parse() {
+                    Ok(endpoint) => endpoints.push(endpoint),
+                    Err(message) => problems.push(Problem { line, message }),
+                }
+            }
+        }
+        Err(error) if problems.is_empty() => {
+            let line = settings::line_of(text, error.span().map_or(0, |span| span.start));
+            problems.push(Problem { line, message: error.message().to_owned() });
+        }
+        // What is no TOML was said already.
+        Err(_) => {}
+    }
 }
 
 fn project_file() -> Option<PathBuf> {
@@ -300,7 +300,7 @@ impl RelayArgs {
             return usable_token(&token, "HOOKWAY_TOKEN").map(Some);
         }
         match &files.user {
-            user if !self.is_for(user, files) => Ok(None),
+            _ if !self.may_have_token(files) => Ok(None),
             Known { token_file: Some(path), .. } => read_token(path).map(Some),
             Known { token: Some(token), .. } => usable_token(token, "the login").map(Some),
             _ => Ok(None),
@@ -324,11 +324,11 @@ impl RelayArgs {
 
     /// Whether the user's token may go to the relay: to the user's own, and not by way of another CA that a project
     /// names for it.
-    fn is_for(&self, user: &Known, files: &Files) -> bool {
+    fn may_have_token(&self, files: &Files) -> bool {
         let content = |path: Option<&PathBuf>| path.and_then(|path| std::fs::read(path).ok());
         let ca = self.ca(files);
         let of_project = self.relay_ca.is_none() && ca.is_some() && ca == files.project.ca;
-        self.is_of_user(files) && (!of_project || content(ca.as_ref()) == content(user.ca.as_ref()))
+        self.is_of_user(files) && (!of_project || content(ca.as_ref()) == content(files.user.ca.as_ref()))
     }
 }
 

@@ -328,7 +328,8 @@ fn shown_size(bytes: u64) -> String {
 pub(crate) fn harmless(text: &str, most: usize) -> String {
     let steers = |c: char| {
         c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}')
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            || matches!(c, '\u{e0000}'..='\u{e0fff}')
     };
     let mut shown: String = text.chars().take(most).map(|c| if steers(c) { '�' } else { c }).collect();
     if text.chars().nth(most).is_some() {
