@@ -138,8 +138,11 @@ async fn a_name_released_and_claimed_at_once_is_its_new_owners() {
     let _new = world.try_client(&bob, "billing", &app).await.expect("free");
     let ended = async { while old.next_event().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the old owner is told");
-    // Two more looks, and it is still there.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    // The relay has looked once more when another's release is seen, and the name is still there.
+    let _other = world.client("other", &app).await;
+    assert!(store.release_endpoint(&"other".parse().expect("a name")).await.expect("released"));
+    let seen = async { while world.send(post("other", "/").body("{}")).await.status != 404 {} };
+    tokio::time::timeout(Duration::from_secs(5), seen).await.expect("seen within 5 s");
     let _ = world.send(post("billing", "/").body("{}")).await.expect(200);
 }
 

@@ -1,12 +1,13 @@
 """Fixtures: one world for all tests that leave no mark on it, `new_world` for the others; logs beside each failure."""
 
 import contextlib
+import itertools
 import pathlib
 import socket
 
 import pytest
 
-from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, LONG, World
+from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, LONG, World, run
 
 _getaddrinfo = socket.getaddrinfo
 
@@ -78,3 +79,36 @@ def new_world():
     """`new_world(*relay_flags)`: a world of the test's own."""
     with contextlib.ExitStack() as worlds:
         yield lambda *relay_flags, **options: worlds.enter_context(World(*relay_flags, **options))
+
+
+@pytest.fixture(scope="module")
+def world():
+    """One for a file's tests that leave no mark on it."""
+    with World() as world:
+        yield world
+
+
+@pytest.fixture
+def app(world):
+    return world.app()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def name(request):
+    """An endpoint of the test's own."""
+    return f"{request.module.__name__.removeprefix('test_').replace('_', '-')}-{next(_numbers)}"
+
+
+@pytest.fixture
+def hookway(tmp_path):
+    """`hookway(*words)`: the client run to its end."""
+    return lambda *words, **environment: run(HOOKWAY, *words, folder=tmp_path, **environment)
+
+
+@pytest.fixture
+def relay(tmp_path):
+    """`relay(*words)`: the relay's program run to its end."""
+    return lambda *words, **environment: run(HOOKWAY_RELAY, *words, folder=tmp_path, **environment)

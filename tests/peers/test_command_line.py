@@ -1,7 +1,6 @@
 """The command line's promises: what files, variables and signals do to the built client, and who gets a token."""
 
 import http.client
-import itertools
 import json
 import os
 import pathlib
@@ -13,42 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from test_programs import Authority, on, run, three_parts
+from test_programs import Authority, on, three_parts
 from test_semantics import OK, GatedApp, SleepingApp, answers, asked, is_down, restart
 
-from world import DEADLINE, DOMAIN, HOOKWAY, HOOKWAY_RELAY, Program, World, eventually, request, tls_context
+from world import DEADLINE, DOMAIN, HOOKWAY, HOOKWAY_RELAY, Program, eventually, request, run, tls_context
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAE\n-----END OPENSSH PRIVATE KEY-----\n"
-
-
-@pytest.fixture(scope="module")
-def world():
-    with World() as world:
-        yield world
-
-
-@pytest.fixture
-def app(world):
-    return world.app()
-
-
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def name():
-    """An endpoint of the test's own."""
-    return f"line-{next(_numbers)}"
-
-
-@pytest.fixture
-def hookway(tmp_path):
-    return lambda *words, **environment: run(HOOKWAY, *words, folder=tmp_path, **environment)
-
-
-@pytest.fixture
-def relay(tmp_path):
-    return lambda *words, **environment: run(HOOKWAY_RELAY, *words, folder=tmp_path, **environment)
 
 
 @pytest.fixture
@@ -641,7 +610,7 @@ def url(client):
     return printed(client, "Webhook URL").split()[2]
 
 
-@pytest.mark.parametrize("flags", [(), ("--endpoints", "line-*")], ids=["another owner's", "beyond its pattern"])
+@pytest.mark.parametrize("flags", [(), ("--endpoints", "command-line-*")], ids=["another owner's", "beyond its pattern"])
 def test_a_remembered_name_that_cannot_be_had_is_replaced(world, app, start, flags):
     first = start(app.address)
     before = url(first)

@@ -1,6 +1,5 @@
 """The two programs beside the data path: exit codes, configuration, tokens, certificates, health, service managers."""
 
-import itertools
 import json
 import pathlib
 import re
@@ -11,57 +10,7 @@ import subprocess
 
 import pytest
 
-from world import DEADLINE, DOMAIN, HOOKWAY, HOOKWAY_RELAY, Program, Wire, World, eventually, request
-
-
-@pytest.fixture(scope="module")
-def world():
-    with World() as world:
-        yield world
-
-
-@pytest.fixture
-def app(world):
-    return world.app()
-
-
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def name():
-    """An endpoint of the test's own."""
-    return f"programs-{next(_numbers)}"
-
-
-def run(program, *words, folder, **environment):
-    """A program run to its end in a folder of its own, as text."""
-    own = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(folder),
-        "XDG_CONFIG_HOME": f"{folder}/config",
-        "XDG_DATA_HOME": f"{folder}/data",
-    }
-    return subprocess.run(
-        [program, *map(str, words)],
-        cwd=folder,
-        env=own | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
-
-
-@pytest.fixture
-def hookway(tmp_path):
-    return lambda *words, **environment: run(HOOKWAY, *words, folder=tmp_path, **environment)
-
-
-@pytest.fixture
-def relay(tmp_path):
-    return lambda *words, **environment: run(HOOKWAY_RELAY, *words, folder=tmp_path, **environment)
+from world import DEADLINE, DOMAIN, HOOKWAY, HOOKWAY_RELAY, Program, Wire, eventually, request, run
 
 
 def three_parts(done, code):

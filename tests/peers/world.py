@@ -62,6 +62,26 @@ def lacking(what):
 # ── the programs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def run(program, *words, folder, **environment):
+    """A program run to its end in a folder of its own, as text."""
+    own = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+        "XDG_CONFIG_HOME": f"{folder}/config",
+        "XDG_DATA_HOME": f"{folder}/data",
+    }
+    return subprocess.run(
+        [program, *map(str, words)],
+        cwd=folder,
+        env=own | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
 class Program:
     """A started program: its JSON lines as they come, its stderr in a file."""
 
