@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from world import DOMAIN, Closed, RawApp, Relay, eventually, request, takes, tls_context
+from world import DOMAIN, Closed, RawApp, Relay, World, eventually, request, takes, tls_context
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -72,6 +72,12 @@ def answers(world, status, name="billing"):
         return world.get(name=name).status == status
     except (OSError, Closed):
         return False
+
+
+@pytest.fixture
+def world():
+    with World() as world:
+        yield world
 
 
 # ── the app ───────────────────────────────────────────────────────────────────────────────────────────────────────
