@@ -35,16 +35,16 @@ impl Headers {
     /// The end-to-end fields as a map; see [`Self::end_to_end`].
     #[must_use]
     pub fn into_end_to_end(self) -> HeaderMap {
+        self.into_end_to_end_list().into_map()
+    }
+
+    /// The end-to-end fields in order; see [`Self::end_to_end`].
+    #[must_use]
+    pub fn into_end_to_end_list(self) -> Self {
         let connection: Vec<HeaderValue> =
             self.iter().filter(|(name, _)| *name == header::CONNECTION).map(|(_, value)| value.clone()).collect();
         let named = named(connection.iter());
-        let mut map = HeaderMap::with_capacity(self.0.len());
-        for (name, value) in self.0 {
-            if !is_of_the_connection(&name, &named) {
-                map.append(name, value);
-            }
-        }
-        map
+        self.0.into_iter().filter(|(name, _)| !is_of_the_connection(name, &named)).collect()
     }
 
     /// Adds a field at the end.

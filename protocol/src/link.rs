@@ -160,6 +160,12 @@ impl Link {
         "quic"
     }
 
+    /// What a round trip takes at present.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.0.rtt()
+    }
+
     /// Opens a stream, waiting while the other side allows no more.
     ///
     /// # Errors

@@ -9,7 +9,9 @@ use hookway_protocol::host::EndpointName;
 use hookway_protocol::settings::{duration, nearest, size};
 use http::{HeaderName, HeaderValue};
 
+use crate::filter::Filter;
 use crate::forwarder::HostHeader;
+use crate::history::Which;
 use crate::target::Target;
 use crate::tunnel::RelayAddress;
 
@@ -112,9 +114,13 @@ pub struct ForwardArgs {
     /// Deliveries at once
     #[arg(long, value_name = "N", env = "HOOKWAY_MAX_CONNECTIONS", default_value_t = 1024)]
     pub(crate) max_connections: usize,
-    /// Print only deliveries that match: method:POST path:/stripe* status:5xx endpoint:NAME
-    #[arg(long, value_name = "EXPR", env = "HOOKWAY_FILTER")]
-    pub(crate) filter: Option<crate::output::Filter>,
+    /// Print only deliveries that match: method:POST path:/stripe status:5xx header.x-id:7 body:"evt_1" …
+    #[arg(long, value_name = "EXPR", env = "HOOKWAY_FILTER", allow_hyphen_values = true)]
+    pub(crate) filter: Option<Filter>,
+    #[command(flatten)]
+    pub(crate) history: HistoryArgs,
+    #[command(flatten)]
+    pub(crate) inspect: InspectArgs,
     /// Stop after one delivery
     #[arg(long, conflicts_with = "until")]
     pub(crate) once: bool,
@@ -124,6 +130,117 @@ pub struct ForwardArgs {
     /// With --once or --until: exit 6 if a delivery failed
     #[arg(long)]
     pub(crate) fail: bool,
+}
+
+/// What is kept of requests.
+#[derive(Args, Clone, Debug)]
+pub struct HistoryArgs {
+    /// Keep no history
+    #[arg(long, env = "HOOKWAY_NO_STORE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) no_store: bool,
+    /// Requests that are kept; the oldest go first
+    #[arg(long, value_name = "N", env = "HOOKWAY_HISTORY_COUNT", default_value_t = 10_000)]
+    pub(crate) history_count: u64,
+    /// How long requests are kept
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_HISTORY_AGE", default_value = "7d", value_parser = duration)]
+    pub(crate) history_age: Duration,
+    /// What kept requests may take of the disk
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_HISTORY_SIZE", default_value = "512MiB", value_parser = size)]
+    pub(crate) history_size: u64,
+}
+
+/// The inspector.
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// Where the inspector listens; the next free port when it is taken
+    #[arg(long, value_name = "ADDR", env = "HOOKWAY_INSPECT", default_value = "127.0.0.1:4040")]
+    pub(crate) inspect: SocketAddr,
+    /// No inspector
+    #[arg(long, env = "HOOKWAY_NO_INSPECT", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) no_inspect: bool,
+    /// Open the inspector in the browser
+    #[arg(long)]
+    pub(crate) open: bool,
+}
+
+/// Which requests of the history.
+#[derive(Args, Clone, Debug)]
+pub struct FindArgs {
+    /// Those since then: 1h, 10:30, 2026-11-21T10:00
+    #[arg(long, value_name = "TIME", global = true, value_parser = time)]
+    pub(crate) since: Option<String>,
+    /// Those with this status: 404, 5xx, >=400, err
+    #[arg(long, global = true, value_parser = |text: &str| term("status", text))]
+    pub(crate) status: Option<String>,
+    /// Those of this endpoint
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(crate) endpoint: Option<String>,
+    /// Those with this text in path, header fields or body
+    #[arg(long, value_name = "TEXT", global = true, allow_hyphen_values = true)]
+    pub(crate) grep: Option<String>,
+    /// Those that match: method:POST path:/stripe status:5xx is:failed latency:>1s …
+    #[arg(long, value_name = "EXPR", global = true, allow_hyphen_values = true)]
+    pub(crate) filter: Option<Filter>,
+    /// At most so many, the newest
+    #[arg(long, value_name = "N", global = true)]
+    pub(crate) limit: Option<usize>,
+    /// Show secrets: authorization, cookies, tokens, signatures
+    #[arg(long, global = true)]
+    pub(crate) secrets: bool,
+}
+
+/// What to do with requests of the history.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RequestsCommand {
+    /// List them, the newest last
+    List,
+    /// Show one: its head, body, attempts
+    Show {
+        /// An id, a part of it, or @1 for the newest
+        id: Which,
+        /// Print the request's body as it was received, and nothing else
+        #[arg(long)]
+        body: bool,
+    },
+    /// Print new ones as they come
+    Follow,
+    /// What is different between two
+    Diff {
+        /// The one
+        a: Which,
+        /// The other
+        b: Which,
+    },
+    /// Write them as HAR, JSON lines, or a curl command
+    Export {
+        /// These; all that match, if none is named
+        ids: Vec<Which>,
+        /// HTTP Archive 1.2, for browsers and other tools
+        #[arg(long, group = "format")]
+        har: bool,
+        /// One JSON object a line, whole: `import` reads it
+        #[arg(long, group = "format")]
+        jsonl: bool,
+        /// A command that sends the request again
+        #[arg(long, group = "format")]
+        curl: bool,
+        /// Into this file instead of stdout
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Read what `export --jsonl --secrets` wrote; - for stdin
+    Import {
+        /// The file
+        file: PathBuf,
+    },
+    /// Delete these, or all that match
+    Delete {
+        /// These
+        ids: Vec<Which>,
+        /// All, if neither ids nor a filter is given; pinned ones stay
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// The client's other commands.
@@ -150,9 +267,52 @@ pub(crate) enum Command {
         /// Where HTTPS listens; the next free port when it is taken
         #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTPS", default_value = "127.0.0.1:8443")]
         https: SocketAddr,
+        #[command(flatten)]
+        history: HistoryArgs,
+        #[command(flatten)]
+        inspect: InspectArgs,
         /// Stop after one delivery
         #[arg(long)]
         once: bool,
+    },
+    /// Look into the history
+    Requests {
+        #[command(flatten)]
+        find: FindArgs,
+        #[command(subcommand)]
+        what: Option<RequestsCommand>,
+    },
+    /// Put kept requests to the app again
+    Replay {
+        /// An id, a part of it, or @1 for the newest
+        #[arg(required_unless_present = "failed")]
+        ids: Vec<Which>,
+        /// Those that failed and were not replayed with success since, the oldest first
+        #[arg(long, conflicts_with = "ids")]
+        failed: bool,
+        /// With --failed: since then (1h, 10:30)
+        #[arg(long, value_name = "TIME", value_parser = time, requires = "failed")]
+        since: Option<String>,
+        /// Where to, instead of where it went before: 4000, http(s)://host:port/prefix
+        #[arg(long, value_name = "URL")]
+        to: Option<Target>,
+        /// Change the request in $EDITOR first
+        #[arg(long, conflicts_with = "failed")]
+        edit: bool,
+        /// Add or replace a header field; may be repeated
+        #[arg(short = 'H', long, value_name = "K: V", value_parser = header)]
+        header: Vec<(HeaderName, HeaderValue)>,
+        /// So many times
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        times: u32,
+        /// The app must begin to answer within this time
+        #[arg(long, value_name = "DURATION", env = "HOOKWAY_TIMEOUT", default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// The inspector over the history, without a tunnel
+    Inspect {
+        #[command(flatten)]
+        inspect: InspectArgs,
     },
     /// Keep a relay and a token for later; asks for the token
     Login {
@@ -225,6 +385,27 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     // It may be a secret: not to be shown by `Debug`.
     value.set_sensitive(true);
     Ok((name, value))
+}
+
+/// A term of a filter that takes this value.
+fn term(key: &str, value: &str) -> Result<String, String> {
+    let term = format!("{key}:\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""));
+    term.parse::<Filter>().map(|_| term).map_err(|error| error.message)
+}
+
+fn time(text: &str) -> Result<String, String> {
+    term("since", text)
+}
+
+impl FindArgs {
+    /// The filter that they make together.
+    pub(crate) fn filter(&self) -> Filter {
+        let endpoint = self.endpoint.as_ref().and_then(|name| term("endpoint", name).ok());
+        let terms = [&self.since, &self.status, &endpoint];
+        let filters = terms.into_iter().flatten().filter_map(|term| term.parse::<Filter>().ok());
+        let all = filters.chain(self.filter.clone()).fold(Filter::default(), Filter::and);
+        self.grep.iter().fold(all, |all, text| all.and_text(text))
+    }
 }
 
 fn host_header(text: &str) -> Result<HostHeader, String> {

@@ -1,6 +1,7 @@
 //! The client as a library: a public URL in a few lines.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::host::{EndpointName, InvalidName};
@@ -8,7 +9,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::exchange::{Delivered, Event, Events, Listener};
+use crate::filter::Filter;
 use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
+use crate::history::{History, Recorder};
+use crate::replay::Replayer;
 use crate::target::{InvalidTarget, Target};
 use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
 
@@ -17,6 +21,8 @@ use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
 pub struct Options {
     tunnel: tunnel::Settings,
     forward: ForwardSettings,
+    history: Option<History>,
+    filter: Filter,
 }
 
 /// Options that cannot be.
@@ -53,6 +59,8 @@ impl Options {
                 max_body: 1 << 30,
                 max_connections: 1024,
             },
+            history: None,
+            filter: Filter::default(),
         }
     }
 
@@ -72,6 +80,18 @@ impl Options {
         self
     }
 
+    /// Keeps exchanges there.
+    pub(crate) fn history(mut self, history: Option<History>) -> Self {
+        self.history = history;
+        self
+    }
+
+    /// Which deliveries are wanted; see [`Delivered::is_wanted`].
+    pub(crate) fn filter(mut self, filter: Filter) -> Self {
+        self.filter = filter;
+        self
+    }
+
     /// Changes how deliveries are put to the app.
     #[must_use]
     pub fn forward(mut self, change: impl FnOnce(&mut ForwardSettings)) -> Self {
@@ -85,6 +105,8 @@ impl Options {
 pub struct Client {
     welcomed: Welcomed,
     events: tokio::sync::Mutex<Listener>,
+    forwarder: Arc<Forwarder>,
+    recorder: Recorder,
     task: Task,
     stop: CancellationToken,
 }
@@ -129,17 +151,35 @@ impl Client {
         let (sender, mut events) = Events::channel();
         let stop = CancellationToken::new();
         let forwarder = Forwarder::new(options.forward, &sender);
-        let run = tunnel::run(options.tunnel, forwarder, sender, stop.clone());
+        let recorder = Recorder::new(sender, options.history, options.filter);
+        let (own, target, ended) = (recorder.clone(), forwarder.clone(), stop.clone());
+        let run = async move {
+            let end = tokio::select! {
+                end = tunnel::run(options.tunnel, target, own.clone(), ended) => end,
+                () = tell_of(own.history(), own.events()) => Ok(()),
+            };
+            if let Some(history) = own.history() {
+                history.flush().await;
+            }
+            own.events().end();
+            end
+        };
         #[expect(clippy::disallowed_methods, reason = "owned by the client, ended with it")]
         let mut task = Task(tokio::spawn(run));
-        tokio::select! {
-            biased;
-            event = events.next() => match event {
-                Some(Event::Up(welcomed)) => Ok(Self { welcomed, events: events.into(), task, stop }),
-                _ => Err(task.ended().await),
-            },
-            error = task.ended() => Err(error),
-        }
+        let mut early = Vec::new();
+        let welcomed = loop {
+            tokio::select! {
+                biased;
+                event = events.next() => match event {
+                    Some(Event::Up(welcomed)) => break welcomed,
+                    Some(event) => early.push(event),
+                    None => return Err(task.ended().await),
+                },
+                error = task.ended() => return Err(error),
+            }
+        };
+        early.into_iter().for_each(|event| recorder.events().tell(event));
+        Ok(Self { welcomed, events: events.into(), forwarder, recorder, task, stop })
     }
 
     /// The public URL of the first endpoint.
@@ -153,6 +193,17 @@ impl Client {
     #[must_use]
     pub const fn welcomed(&self) -> &Welcomed {
         &self.welcomed
+    }
+
+    /// What puts deliveries to the app.
+    pub(crate) const fn forwarder(&self) -> &Arc<Forwarder> {
+        &self.forwarder
+    }
+
+    /// What puts kept requests to it again.
+    pub(crate) fn replayer(&self) -> Replayer {
+        let (settings, forwarder) = (self.forwarder.settings.clone(), Some(self.forwarder.clone()));
+        Replayer { settings, forwarder, recorder: self.recorder.clone() }
     }
 
     /// The next event, or `None` when the client has ended.
@@ -182,5 +233,37 @@ impl Client {
     pub(crate) async fn finish(mut self) -> Result<(), ConnectError> {
         self.stop.cancel();
         (&mut self.task.0).await.unwrap_or_else(|error| Err(ConnectError::Local { cause: error.to_string() }))
+    }
+}
+
+/// Tells what a person should know of the history: once each, for ever.
+async fn tell_of(history: Option<&History>, events: &Events) {
+    let Some(history) = history else { return std::future::pending().await };
+    let mut state = history.state();
+    let (mut notes, mut warnings, mut problem) = (0, 0, None);
+    loop {
+        let new = {
+            let state = state.borrow_and_update();
+            let mut new = state.warnings[warnings..].to_vec();
+            new.extend_from_slice(&state.notes[notes..]);
+            (notes, warnings) = (state.notes.len(), state.warnings.len());
+            if state.problem != problem {
+                new.push(match &state.problem {
+                    Some(why) => format!("requests are not kept at present: {why}; forwarding goes on"),
+                    None => "requests are kept again".into(),
+                });
+                problem.clone_from(&state.problem);
+            }
+            new
+        };
+        for text in new {
+            events.tell(Event::Hint { text });
+        }
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
+            () = tokio::time::sleep(Duration::from_secs(1)) => history.tell_overdue(),
+        }
     }
 }

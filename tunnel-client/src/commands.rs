@@ -4,6 +4,9 @@ mod account;
 #[cfg(feature = "dev")]
 mod dev;
 mod forward;
+mod history;
+mod replay;
+mod requests;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -12,6 +15,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, ConfigCommand, GlobalArgs};
 use crate::config::{self, ConfigError};
+use crate::history::{FileError, WhichError};
 use crate::output::{Failure, Output};
 use crate::tunnel::ConnectError;
 use hookway_protocol::message::Code;
@@ -35,9 +39,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let done = match cli.command {
         None => forward::run(cli.forward, &files, output),
         #[cfg(feature = "dev")]
-        Some(Command::Dev { target, demo, name, host_header, http, https, once }) => {
-            dev::run(dev::Dev { target, demo, name, host_header, http, https, once }, output)
+        Some(Command::Dev { target, demo, name, host_header, http, https, history, inspect, once }) => {
+            dev::run(dev::Dev { target, demo, name, host_header, http, https, history, inspect, once }, output)
         }
+        Some(Command::Requests { find, what }) => requests::run(&find, what, output),
+        Some(Command::Replay { ids, failed, since, to, edit, header, times, timeout }) => {
+            let which = if failed { replay::Chosen::Failed { since } } else { replay::Chosen::These(ids) };
+            replay::run(&replay::Asked { which, to, edit, header, times, timeout }, output)
+        }
+        Some(Command::Inspect { inspect }) => requests::inspect(&inspect, output),
         Some(Command::Login { url, relay_ca, token_file }) => {
             account::login(&cli.global, &url, relay_ca, token_file, output)
         }
@@ -109,6 +119,24 @@ impl From<ConfigError> for Failure {
                 Self::new(7, what).cause("HOME is not set").next("set HOME, or name a file:  --config FILE")
             }
         }
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::new(1, "the history cannot be used")
+            .cause(error.sentence())
+            .next("close what else uses it, or see what is wrong:  hookway -v requests list")
+    }
+}
+
+impl From<WhichError> for Failure {
+    fn from(error: WhichError) -> Self {
+        let cause = match error {
+            WhichError::None(_) => "it was never here, or was too old to be kept",
+            WhichError::Several(..) => "a part of an id must be of one only",
+        };
+        Self::new(1, error.to_string()).cause(cause).next("see what there is:  hookway requests list")
     }
 }
 

@@ -21,7 +21,8 @@ use crate::tunnel::RelayAddress;
 /// The project's file, in the working folder or one above.
 const PROJECT: &str = "hookway.toml";
 /// Flags that are no settings.
-const NOT_SETTINGS: [&str; 9] = ["config", "json", "quiet", "verbose", "help", "version", "once", "until", "fail"];
+const NOT_SETTINGS: [&str; 10] =
+    ["config", "json", "quiet", "verbose", "help", "version", "once", "until", "fail", "open"];
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +106,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
     }
     let uses_files = match (matches.subcommand_name(), &cli.command) {
         (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,
-        (name, _) => matches!(name, None | Some("whoami" | "dev")),
+        (name, _) => matches!(name, None | Some("whoami" | "dev" | "replay" | "inspect")),
     };
     if !uses_files {
         return Ok(Ok((cli, Files::default())));

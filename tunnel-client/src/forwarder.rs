@@ -14,7 +14,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRAI
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 
-pub(crate) use body::{OutBody, Progress, Streaming};
+pub(crate) use body::{OutBody, Passing, Progress, Streaming};
 pub(crate) use refusal::AppBody;
 
 use crate::exchange::Events;
@@ -103,6 +103,11 @@ impl Forwarder {
         Arc::new(Self { settings, apps, host_hint })
     }
 
+    /// The routes, and whether their apps answer, if that is known.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = (&Route, Option<bool>)> {
+        self.settings.routes.iter().zip(self.apps.iter().map(App::is_up))
+    }
+
     /// Puts a delivery to its app and waits for the head of the answer.
     pub(crate) async fn forward(
         &self,
@@ -125,8 +130,9 @@ impl Forwarder {
             message: "the path does not fit behind the target's".into(),
         })?;
         let Settings { wait_app, timeout, .. } = self.settings;
+        let _ = progress.url.set(format!("{}{}", app.target().origin(), request.uri()));
         let answer = app.send(request, grpc, Patience { wait_app, timeout, progress }).await?;
-        Ok(self.host_hint.watch(answer, host.as_ref()))
+        Ok(self.host_hint.watch(answer, host.as_ref(), progress.reply.clone()))
     }
 
     fn request(&self, route: &Route, head: RequestHead, body: OutBody) -> Option<Request<OutBody>> {

@@ -2,18 +2,20 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::str::FromStr;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use hookway_protocol::id::DeliveryId;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use unicode_width::UnicodeWidthChar;
 
 use crate::cli::{Color, GlobalArgs};
-use crate::exchange::{Delivered, Event, Outcome};
+use crate::exchange::{Delivered, Event, Exchange, Outcome};
+use crate::mask::{self, Secrets};
 use crate::tunnel::Welcomed;
+use crate::view;
 
 /// When the client stops, a reader that has paused is waited for so long.
 pub(crate) const PRINTED_IN: Duration = Duration::from_secs(2);
@@ -95,11 +97,11 @@ impl Output {
     }
 
     /// Prints the events that match.
-    pub(crate) fn printer(self, filter: Option<Filter>) -> Printer {
+    pub(crate) fn printer(self) -> Printer {
         let (events, mut next) = mpsc::channel(1);
         let thread = tokio::task::spawn_blocking(move || {
             while let Some(event) = next.blocking_recv() {
-                self.event(&event, filter.as_ref());
+                self.event(&event);
             }
         });
         Printer { events, thread }
@@ -109,13 +111,13 @@ impl Output {
         self.json
     }
 
-    /// A result in JSON. A terminal may take the C1 controls, which JSON lets through, for commands.
+    /// A result in JSON. What JSON lets through and a terminal may take for a command is escaped.
     pub(crate) fn json(self, value: &serde_json::Value) {
         let mut text = String::new();
         for c in value.to_string().chars() {
-            match c {
-                '\u{7f}'..='\u{9f}' => drop(write!(text, "\\u{:04x}", u32::from(c))),
-                c => text.push(c),
+            match steers(c) {
+                true => text.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+                false => text.push(c),
             }
         }
         self.line(&text);
@@ -125,6 +127,33 @@ impl Output {
     pub(crate) fn line(self, text: &str) {
         // Nobody reads any more: there is nobody to tell.
         let _ = writeln!(std::io::stdout().lock(), "{text}");
+    }
+
+    /// A result of several lines, from outside in part.
+    pub(crate) fn text(self, text: &str) {
+        self.line(&harmless_lines(&text.replace('\t', "    ")));
+    }
+
+    /// A result as it is.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn bytes(self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+
+    /// What is said when the inspector runs without a tunnel.
+    pub(crate) fn inspecting(self, banner: &Banner) {
+        if self.json {
+            return self.json(&json!({"event": "ready", "url": null, "inspector": banner.inspector}));
+        }
+        if !self.quiet {
+            self.title(banner);
+            self.lines(banner);
+            self.line(&format!("  {:<13} Ctrl-C\n", "Quit"));
+        }
     }
 
     /// Something to know beside the results.
@@ -152,20 +181,18 @@ impl Output {
             let urls: serde_json::Map<_, _> =
                 welcomed.urls.iter().map(|(name, urls)| (name.clone(), urls.first().cloned().into())).collect();
             let transport = welcomed.transport;
-            let mut line =
-                json!({"event": "ready", "url": url, "urls": urls, "inspector": null, "transport": transport});
+            let mut line = json!({"event": "ready", "url": url, "urls": urls, "inspector": banner.inspector, "transport": transport});
             for (key, value) in &banner.more {
                 line[key] = value.clone().into();
             }
             self.json(&line);
-            self.event(&Event::Up(welcomed.clone()), None);
+            self.event(&Event::Up(welcomed.clone()));
             return;
         }
         if self.quiet {
             return;
         }
-        self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), harmless(&banner.title, 200)));
-        self.line("");
+        self.title(banner);
         for (name, urls) in &welcomed.urls {
             let mut urls: Vec<String> = urls.iter().map(|url| harmless(url, 300)).collect();
             if banner.plain_first {
@@ -176,23 +203,34 @@ impl Output {
             let first = urls.first().map_or("", String::as_str);
             self.line(&format!("  {label:<13} {}{more}", paint(first, AnsiColor::Cyan, self.colour)));
         }
-        for (label, text) in &banner.lines {
-            self.line(&format!("  {label:<13} {}", harmless(text, 300)));
-        }
+        self.lines(banner);
         if !welcomed.notice.is_empty() {
             self.line(&format!("  {:<13} {}", "Notice", harmless(&welcomed.notice, 300)));
         }
         self.line(&format!("  {:<13} Ctrl-C\n", "Quit"));
     }
 
+    fn title(self, banner: &Banner) {
+        self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), harmless(&banner.title, 200)));
+        self.line("");
+    }
+
+    fn lines(self, banner: &Banner) {
+        let inspector = banner.inspector.as_ref().map(|inspector| ("Inspector", inspector.clone()));
+        for (label, text) in banner.lines.iter().cloned().chain(inspector) {
+            self.line(&format!("  {label:<13} {}", harmless(&text, 300)));
+        }
+    }
+
     /// An event after that.
-    pub(crate) fn event(self, event: &Event, filter: Option<&Filter>) {
+    pub(crate) fn event(self, event: &Event) {
         match event {
-            Event::Delivered(delivered) if filter.is_some_and(|filter| !filter.matches(delivered)) => {}
+            Event::Delivered(delivered) if !delivered.is_wanted => {}
             Event::Delivered(delivered) if self.json => self.json(&delivery_json(delivered)),
             Event::Delivered(delivered) if !self.quiet => {
-                let now = jiff::Zoned::now();
-                self.line(&self.delivery_line(&now.strftime("%H:%M:%S%.3f").to_string(), delivered));
+                let now = jiff::Zoned::now().strftime("%H:%M:%S%.3f").to_string();
+                let path = mask::target(&delivered.path).into_owned();
+                self.line(&self.delivery_line(&now, &Delivered { path, ..Delivered::clone(delivered) }));
             }
             Event::Delivered(_) => {}
             Event::Up(welcomed) if self.json => {
@@ -220,27 +258,51 @@ impl Output {
         }
     }
 
+    /// An exchange of the history, at the time when it came.
+    pub(crate) fn exchange(self, exchange: &Exchange, secrets: Secrets) {
+        if self.json {
+            let mut line = view::summary(exchange, secrets);
+            line["event"] = "delivery".into();
+            return self.json(&line);
+        }
+        let at = exchange.received_at.to_zoned(jiff::tz::TimeZone::system());
+        let format = if at.date() == jiff::Zoned::now().date() { "%H:%M:%S%.3f" } else { "%m-%d %H:%M:%S" };
+        let mut delivered = exchange.delivered();
+        delivered.path = view::shown(&delivered.path, secrets).into_owned();
+        self.line(&self.delivery_line(&at.strftime(format).to_string(), &delivered));
+    }
+
     fn delivery_line(self, time: &str, delivered: &Delivered) -> String {
         let (status, colour) = match &delivered.outcome {
             Outcome::Answered(status) if status.as_u16() < 400 => (status.as_u16().to_string(), AnsiColor::Green),
             Outcome::Answered(status) => (status.as_u16().to_string(), AnsiColor::Yellow),
             Outcome::Cut(status) => (format!("{} cut", status.as_u16()), AnsiColor::Red),
-            Outcome::Failed { short, .. } => (format!("ERR {short}"), AnsiColor::Red),
+            Outcome::Failed { short, .. } if delivered.attempt == 0 => (harmless(short, 16), AnsiColor::Yellow),
+            Outcome::Failed { short, .. } => (format!("ERR {}", harmless(short, 16)), AnsiColor::Red),
         };
-        let id = delivered.id.to_string();
-        let id = format!("{}…{}", &id[..8], &id[id.len() - 3..]);
         let (took, size) = (shown_duration(delivered.duration), shown_size(delivered.bytes));
-        let mut end = format!("  {took:>8}  {size:>8}  {id}  sig none");
-        if delivered.attempt > 1 {
+        let mut end = format!("  {took:>8}  {size:>8}  {}", short_id(delivered.id));
+        match delivered.replay_of {
+            // Nothing was checked, and there is room for one of the two.
+            Some(original) => drop(write!(end, "  replay of {}", short_id(original))),
+            None => end.push_str("  sig none"),
+        }
+        if delivered.attempt > 1 && delivered.replay_of.is_none() {
             let _ = write!(end, "  attempt {}", delivered.attempt);
         }
         let method = harmless(&delivered.method, 7);
-        let room = WIDTH - (time.len() + 2 + 7 + 2 + status.len().max(5) + end.chars().count().min(60));
+        let room = WIDTH.saturating_sub(time.len() + 2 + 7 + 2 + status.len().max(5) + end.chars().count().min(66));
         let cells = room.clamp(8, 34);
         let path = in_cells(&harmless(&delivered.path, cells - 1), cells - 1) + " ";
         let status = paint(&format!("{status:<5}"), colour, self.colour);
         format!("{time}  {method:<7} {path}{status}{end}")
     }
+}
+
+/// An id as a line has room for; commands take it so.
+fn short_id(id: DeliveryId) -> String {
+    let id = id.to_string();
+    format!("{}…{}", &id[..8], &id[id.len() - 3..])
 }
 
 fn paint(text: &str, colour: AnsiColor, wanted: bool) -> String {
@@ -276,6 +338,8 @@ fn in_cells(text: &str, cells: usize) -> String {
 pub(crate) struct Banner {
     pub(crate) title: String,
     pub(crate) plain_first: bool,
+    /// Where the inspector is.
+    pub(crate) inspector: Option<String>,
     pub(crate) lines: Vec<(&'static str, String)>,
     /// More of the ready line in JSON.
     pub(crate) more: Vec<(&'static str, String)>,
@@ -292,7 +356,7 @@ fn delivery_json(delivered: &Delivered) -> serde_json::Value {
         "id": delivered.id.to_string(),
         "endpoint": delivered.endpoint,
         "method": delivered.method,
-        "path": delivered.path,
+        "path": mask::target(&delivered.path),
         "status": status,
         "error": error,
         "duration_ms": (delivered.duration.as_secs_f64() * 10_000.0).round() / 10.0,
@@ -301,7 +365,7 @@ fn delivery_json(delivered: &Delivered) -> serde_json::Value {
         "provider": null,
         "signature": "none",
         "signature_detail": null,
-        "replay_of": null,
+        "replay_of": delivered.replay_of.map(|id| id.to_string()),
         "resigned": false,
     })
 }
@@ -326,11 +390,6 @@ fn shown_size(bytes: u64) -> String {
 /// Text from outside without what would steer a terminal: control characters, and those that turn the direction of
 /// writing. At most `most` characters.
 pub(crate) fn harmless(text: &str, most: usize) -> String {
-    let steers = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-            || matches!(c, '\u{e0000}'..='\u{e0fff}')
-    };
     let mut shown: String = text.chars().take(most).map(|c| if steers(c) { '�' } else { c }).collect();
     if text.chars().nth(most).is_some() {
         shown.pop();
@@ -339,80 +398,20 @@ pub(crate) fn harmless(text: &str, most: usize) -> String {
     shown
 }
 
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c, '\u{e0000}'..='\u{e0fff}')
+}
+
 fn harmless_lines(text: &str) -> String {
     text.lines().map(|line| harmless(line, usize::MAX)).collect::<Vec<_>>().join("\n")
-}
-
-/// Which deliveries are printed: terms that must all match.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Filter(Vec<Term>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Term {
-    Method(String),
-    /// With `*` for anything.
-    Path(String),
-    /// `404`, `5xx`, or `err`.
-    Status(String),
-    Endpoint(String),
-}
-
-impl FromStr for Filter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let term = |word: &str| {
-            let at = word.as_ptr() as usize - text.as_ptr() as usize + 1;
-            let (key, value) = word.split_once(':').filter(|(_, value)| !value.is_empty()).ok_or_else(|| {
-                format!("`{word}` at {at} is no term; a term is method:, path:, status: or endpoint: and a value")
-            })?;
-            match key {
-                "method" => Ok(Term::Method(value.to_ascii_uppercase())),
-                "path" => Ok(Term::Path(value.to_owned())),
-                "status" => Ok(Term::Status(value.to_ascii_lowercase())),
-                "endpoint" => Ok(Term::Endpoint(value.to_owned())),
-                _ => Err(format!("`{key}` at {at} is nothing to filter by; method, path, status and endpoint are")),
-            }
-        };
-        text.split_whitespace().map(term).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-impl Filter {
-    fn matches(&self, delivered: &Delivered) -> bool {
-        self.0.iter().all(|term| match term {
-            Term::Method(method) => delivered.method == *method,
-            Term::Path(pattern) => fits(pattern, &delivered.path),
-            Term::Status(wanted) => match &delivered.outcome {
-                Outcome::Failed { .. } => wanted == "err",
-                Outcome::Answered(status) | Outcome::Cut(status) => {
-                    let status = status.as_str();
-                    wanted == status || wanted.strip_suffix("xx").is_some_and(|class| status.starts_with(class))
-                }
-            },
-            Term::Endpoint(endpoint) => delivered.endpoint == *endpoint,
-        })
-    }
-}
-
-/// Whether a text fits a pattern in which `*` is anything.
-fn fits(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let mut last = None;
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-        last = Some(part);
-    }
-    rest.is_empty() || last.is_some_and(|last| last.is_empty() || text.ends_with(last))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use http::StatusCode;
-    use rstest::rstest;
     use unicode_width::UnicodeWidthStr;
 
     fn delivered(path: &str) -> Delivered {
@@ -422,9 +421,11 @@ mod tests {
             method: "POST".into(),
             path: path.into(),
             outcome: Outcome::Answered(StatusCode::NOT_FOUND),
+            replay_of: None,
             duration: Duration::from_millis(12),
             bytes: 2100,
             attempt: 1,
+            is_wanted: true,
         }
     }
 
@@ -450,24 +451,5 @@ mod tests {
     fn text_from_outside_steers_no_terminal() {
         let line = PLAIN.delivery_line("14:02:07.318", &delivered("/\u{1b}[31m\u{9b}\u{202e}\r\n"));
         assert!(!line.chars().any(|c| c.is_control() || c == '\u{202e}'), "{line:?}");
-    }
-
-    #[rstest]
-    #[case("status:4xx", true)]
-    #[case("status:404 method:post", true)]
-    #[case("status:5xx", false)]
-    #[case("path:/stripe*", true)]
-    #[case("path:*webhook", true)]
-    #[case("path:/stripe", false)]
-    #[case("endpoint:other", false)]
-    fn filters(#[case] filter: &str, #[case] matches: bool) {
-        let filter: Filter = filter.parse().expect("a filter");
-        assert_eq!(filter.matches(&delivered("/stripe/webhook")), matches);
-    }
-
-    #[test]
-    fn a_wrong_filter_says_where() {
-        let error = "status:200 metod:POST".parse::<Filter>().expect_err("wrong");
-        assert!(error.starts_with("`metod` at 12"), "{error}");
     }
 }

@@ -63,6 +63,11 @@ impl Target {
         }
     }
 
+    /// Scheme, host and port.
+    pub(crate) fn origin(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+    }
+
     /// The request target in origin form, the prefix in front. Only path and query can be chosen from outside.
     pub(crate) fn uri(&self, target: &PathAndQuery) -> Option<Uri> {
         if self.prefix.is_empty() || target == "*" {
@@ -126,7 +131,7 @@ impl FromStr for Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", if self.tls { "https" } else { "http" }, self.authority(), self.prefix)
+        write!(f, "{}{}", self.origin(), self.prefix)
     }
 }
 

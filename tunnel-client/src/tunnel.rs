@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use dial::roots;
 
-use crate::exchange::{Event, Events};
+use crate::exchange::Event;
 use crate::forwarder::Forwarder;
+use crate::history::Recorder;
 use session::{End, Session};
 
 /// The first wait before connecting again; it doubles up to [`MAX_WAIT`].
@@ -133,16 +134,17 @@ pub enum ConnectError {
 pub(crate) async fn run(
     mut settings: Settings,
     forwarder: Arc<Forwarder>,
-    events: Events,
+    recorder: Recorder,
     stop: CancellationToken,
 ) -> Result<(), ConnectError> {
+    let events = recorder.events().clone();
     let dialer = dial::Dialer::new(&settings)?;
     let (mut lost, mut last): (Option<Instant>, Option<String>) = (None, None);
     let mut wait = FIRST_WAIT;
     loop {
         let attempt = async {
             let link = dialer.dial().await?;
-            Session::open(link, &settings, forwarder.clone(), events.clone()).await
+            Session::open(link, &settings, forwarder.clone(), recorder.clone()).await
         };
         let Some(attempt) = stop.run_until_cancelled(attempt).await else { return Ok(()) };
         match attempt {

@@ -18,9 +18,12 @@ use tokio_util::task::TaskTracker;
 
 use super::block_on;
 use super::forward::{Stop, Watch, follow};
+use crate::cli::{HistoryArgs, InspectArgs};
 use crate::client::{Client, Options};
 use crate::config;
 use crate::forwarder::HostHeader;
+use crate::history::History;
+use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output};
 use crate::target::Target;
 
@@ -39,6 +42,8 @@ pub(super) struct Dev {
     pub(super) http: SocketAddr,
     pub(super) https: SocketAddr,
     pub(super) once: bool,
+    pub(super) history: HistoryArgs,
+    pub(super) inspect: InspectArgs,
 }
 
 pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
@@ -58,7 +63,8 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
             }
         };
         let token = make_token(&server).await?;
-        let client = connect(&server, &dev, &target, &token).await?;
+        let listener = dev.inspect.listen(output).await;
+        let client = connect(&server, &dev, &target, &token, dev.history.start(output)).await?;
         let http = server.addresses().http;
         let listening = TcpStream::connect((target.host(), target.port())).await.is_ok();
         let wait = if listening { "" } else { "           not listening yet" };
@@ -73,10 +79,15 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
             more.push(("http", format!("http://localhost:{}", http.port())));
             lines.push(("Try it", format!("curl -d '{{\"hello\":\"world\"}}' {url}")));
         }
+        let relay = "this machine".to_owned();
+        let tunnel = Tunnel { relay, forwarder: client.forwarder().clone(), plain_first: true };
+        let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
+        let inspector = dev.inspect.start(listener, shown, output);
         let took = started.elapsed().as_millis();
         let banner = Banner {
             title: format!("local relay, nothing leaves this machine          ready in {took} ms"),
             plain_first: true,
+            inspector: inspector.as_ref().map(|inspector| inspector.url().to_owned()),
             lines,
             more,
         };
@@ -139,7 +150,13 @@ async fn make_token(server: &Server) -> Result<NewToken, Failure> {
     })
 }
 
-async fn connect(server: &Server, dev: &Dev, target: &Target, token: &NewToken) -> Result<Client, Failure> {
+async fn connect(
+    server: &Server,
+    dev: &Dev,
+    target: &Target,
+    token: &NewToken,
+    history: Option<History>,
+) -> Result<Client, Failure> {
     let relay = format!("localhost:{}", server.addresses().https.port());
     let relay = match server.addresses().https.ip() {
         ip if ip.is_unspecified() => relay,
@@ -147,7 +164,7 @@ async fn connect(server: &Server, dev: &Dev, target: &Target, token: &NewToken) 
     };
     let options = Options::new(&relay, token.token.reveal(), &target.to_string());
     let options = options.map_err(|error| Failure::new(1, error.to_string()))?;
-    let options = options.forward(|forward| forward.host.clone_from(&dev.host_header));
+    let options = options.forward(|forward| forward.host.clone_from(&dev.host_header)).history(history);
     let mut options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
     if let Some(ca) = server.ca() {
         options = options.relay_ca(ca);

@@ -14,7 +14,8 @@ use crate::client::{Client, Options};
 use crate::config::{self, Files, ProjectEndpoint};
 use crate::exchange::Event;
 use crate::forwarder::Route;
-use crate::output::{Banner, Failure, Filter, Output, PRINTED_IN};
+use crate::inspector::{Shown, Tunnel};
+use crate::output::{Banner, Failure, Output, PRINTED_IN};
 use crate::target::Target;
 use crate::tunnel::ConnectError;
 
@@ -30,6 +31,8 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
     let forwards = if forwards.is_empty() { files.endpoints.iter().map(of_endpoint).collect() } else { forwards };
     block_on(async move {
         let mut stop = Stop::new()?;
+        let options = options.history(args.history.start(output));
+        let listener = args.inspect.listen(output).await;
         let remembered = (!named).then(|| config::remembered_name(&relay)).flatten();
         let first = match &remembered {
             Some(name) => options.clone().name(name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?,
@@ -50,14 +53,18 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
                 output.note(&format!("the name {name} cannot be remembered: {error}"));
             }
         }
+        let tunnel = Tunnel { relay: relay.clone(), forwarder: client.forwarder().clone(), plain_first: false };
+        let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
+        let inspector = args.inspect.start(listener, shown, output);
         let banner = Banner {
             title: format!("connected to {relay} as {}", client.welcomed().owner),
             lines: vec![("Forwards to", forwards.join("   "))],
+            inspector: inspector.as_ref().map(|inspector| inspector.url().to_owned()),
             ..Banner::default()
         };
         output.ready(client.welcomed(), &banner);
         let until = if args.once { Some(1) } else { args.until };
-        follow(client, Watch { until, fail: args.fail, filter: args.filter }, output, stop).await
+        follow(client, Watch { until, fail: args.fail }, output, stop).await
     })
 }
 
@@ -86,16 +93,16 @@ async fn connect(
 pub(super) struct Watch {
     pub(super) until: Option<u64>,
     pub(super) fail: bool,
-    pub(super) filter: Option<Filter>,
 }
 
 /// Prints what happens until a signal, the last delivery, or the client's end.
 pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut stop: Stop) -> Result<ExitCode, Failure> {
-    let printer = output.printer(watch.filter);
+    let printer = output.printer();
     let (seen, failed) = (Cell::new(0), Cell::new(false));
     let count = |event: &Event| {
         let (more, bad) = match event {
-            Event::Delivered(delivered) => (1, !delivered.is_ok()),
+            // A replay is nobody's delivery.
+            Event::Delivered(delivered) if delivered.replay_of.is_none() => (1, !delivered.is_ok()),
             Event::Missed { count, failed } => (*count, *failed > 0),
             _ => (0, false),
         };
@@ -216,6 +223,7 @@ fn asked(args: &ForwardArgs, files: &Files) -> Result<Asked, Failure> {
         forward.max_body = args.max_body;
         forward.max_connections = args.max_connections;
     });
+    options = options.filter(args.filter.clone().unwrap_or_default());
     let named = !names.is_empty();
     for name in names {
         options = options.name(name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;

@@ -1,7 +1,6 @@
 //! One local app: its connections, and whether it is there.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,8 +34,8 @@ pub(super) struct App {
     target: Target,
     idle: Mutex<Vec<http1::SendRequest<OutBody>>>,
     grpc: Mutex<Option<http2::SendRequest<OutBody>>>,
-    /// What was last told about it; `None` is told once.
-    down: AtomicBool,
+    /// Whether it answered last.
+    up: Mutex<Option<bool>>,
     events: Events,
 }
 
@@ -52,7 +51,16 @@ pub(super) struct Patience<'a> {
 
 impl App {
     pub(super) fn new(target: Target, events: Events) -> Self {
-        Self { target, idle: Mutex::default(), grpc: Mutex::default(), down: AtomicBool::new(false), events }
+        Self { target, idle: Mutex::default(), grpc: Mutex::default(), up: Mutex::default(), events }
+    }
+
+    pub(super) const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether it answers, if that is known.
+    pub(super) fn is_up(&self) -> Option<bool> {
+        *self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a request. A connection that was closed meanwhile is replaced, as long as no byte was sent on it.
@@ -101,10 +109,10 @@ impl App {
         let Patience { timeout, progress, .. } = patience;
         let (started, mut answer) = (std::time::Instant::now(), std::pin::pin!(answer));
         loop {
-            let until = progress.last().max(started) + timeout;
+            let until = progress.request.last().max(started) + timeout;
             match tokio::time::timeout_at(until.into(), &mut answer).await {
                 Ok(answer) => return Ok(answer),
-                Err(_) if progress.last() + timeout > until => {}
+                Err(_) if progress.request.last() + timeout > until => {}
                 Err(_) => return Err(self.too_slow(timeout)),
             }
         }
@@ -174,11 +182,13 @@ impl App {
 
     /// Connects, waiting for an app that is just starting.
     async fn dial(&self, patience: Patience<'_>, alpn: &[&[u8]]) -> Result<Box<dyn Connection>, Failed> {
-        let until = Instant::now() + patience.wait_app;
+        let started = Instant::now();
+        let until = started + patience.wait_app;
         loop {
             let error = match tokio::time::timeout(patience.timeout, self.open(alpn)).await {
                 Ok(Ok(connection)) => {
                     self.tell(true);
+                    let _ = patience.progress.connect.set(started.elapsed());
                     return Ok(connection);
                 }
                 Ok(Err(error)) => error,
@@ -226,7 +236,9 @@ impl App {
 
     /// Says that the app is there or not, when that is news.
     fn tell(&self, up: bool) {
-        if self.down.swap(!up, Ordering::Relaxed) == up {
+        let before = self.up.lock().unwrap_or_else(PoisonError::into_inner).replace(up);
+        // That it is there from the start is no news.
+        if before.unwrap_or(true) != up {
             self.events.tell(Event::App { up, target: self.target.to_string() });
         }
     }

@@ -1,17 +1,20 @@
 //! A delivery's body on its way to the app.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hookway_protocol::WHOLE_BODY;
 use hookway_protocol::frame::Frame;
 use hookway_protocol::head;
+use hookway_protocol::headers::{Headers, allowed_in_trailers};
 use hookway_protocol::link::{Receiver, StreamError};
 use http::HeaderMap;
 use http_body::{Body, SizeHint};
+
+use crate::history::{Taken, encoded};
 
 /// A body for the app.
 #[derive(Debug)]
@@ -26,38 +29,97 @@ pub(crate) enum OutBody {
 #[derive(Debug)]
 pub(crate) struct Streaming {
     pub(crate) receiver: Receiver,
-    pub(crate) progress: Arc<Progress>,
+    pub(crate) passing: Arc<Passing>,
     pub(crate) max: u64,
     pub(crate) done: bool,
 }
 
-/// How much of a body was handed to the app, and when the last of it was.
+/// A body that passes by: how much of it, when the last of it, and its beginning where that is kept.
 #[derive(Debug)]
-pub(crate) struct Progress(Mutex<(u64, Instant)>);
+pub(crate) struct Passing(Mutex<Passed>);
 
-impl Progress {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new((0, Instant::now())))
+#[derive(Debug)]
+struct Passed {
+    size: u64,
+    last: Instant,
+    keeps: bool,
+    beginning: Vec<u8>,
+    /// As encoded.
+    trailers: Bytes,
+}
+
+impl Passing {
+    pub(crate) fn new(keeps: bool) -> Self {
+        let beginning = Vec::new();
+        Self(Mutex::new(Passed { size: 0, last: Instant::now(), keeps, beginning, trailers: Bytes::new() }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, (u64, Instant)> {
+    fn lock(&self) -> MutexGuard<'_, Passed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// More was handed over; says how much it is by now.
-    pub(crate) fn add(&self, bytes: usize) -> u64 {
-        let mut progress = self.lock();
-        *progress = (progress.0 + bytes as u64, Instant::now());
-        progress.0
+    /// More passed; says how much it is by now.
+    pub(crate) fn add(&self, data: &[u8]) -> u64 {
+        let mut passed = self.lock();
+        if passed.keeps {
+            let room = WHOLE_BODY - passed.beginning.len();
+            passed.beginning.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        (passed.size, passed.last) = (passed.size + data.len() as u64, Instant::now());
+        passed.size
+    }
+
+    /// A frame of a body passes.
+    pub(super) fn see(&self, frame: &http_body::Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.add(data);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            let trailers = Headers::end_to_end(trailers, None, allowed_in_trailers);
+            self.add_trailers(&encoded(|out| head::encode_trailers(&trailers, out)));
+        }
+    }
+
+    fn add_trailers(&self, encoded: &Bytes) {
+        let mut passed = self.lock();
+        if passed.keeps {
+            passed.trailers = encoded.clone();
+        }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.lock().0
+        self.lock().size
     }
 
-    /// When the last piece was handed over.
+    /// When the last piece passed.
     pub(crate) fn last(&self) -> Instant {
-        self.lock().1
+        self.lock().last
+    }
+
+    /// What is kept of it.
+    pub(crate) fn taken(&self) -> Taken {
+        let passed = self.lock();
+        // A copy: it may be asked for before the end as well.
+        let (bytes, trailers) = (Bytes::copy_from_slice(&passed.beginning), passed.trailers.clone());
+        Taken { bytes, size: passed.size, trailers }
+    }
+}
+
+/// How an exchange goes, as the one that puts it to the app learns it.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) request: Arc<Passing>,
+    pub(crate) reply: Arc<Passing>,
+    /// Where it was put to.
+    pub(crate) url: OnceLock<String>,
+    /// How long connecting took, if it was done for this exchange.
+    pub(crate) connect: OnceLock<Duration>,
+}
+
+impl Progress {
+    /// Of an exchange whose bodies are kept, or not.
+    pub(crate) fn new(keeps: bool) -> Self {
+        let passing = || Arc::new(Passing::new(keeps));
+        Self { request: passing(), reply: passing(), url: OnceLock::new(), connect: OnceLock::new() }
     }
 }
 
@@ -68,12 +130,13 @@ impl Streaming {
         }
         Poll::Ready(match ready!(self.receiver.poll_frame(cx)) {
             Ok(Some(Frame::Data(data))) => {
-                if self.progress.add(data.len()) > self.max {
+                if self.passing.add(&data) > self.max {
                     return Poll::Ready(Some(Err(StreamError::Protocol("the body is over --max-body".into()))));
                 }
                 Some(Ok(http_body::Frame::data(data)))
             }
             Ok(Some(Frame::Trailers(bytes))) => {
+                self.passing.add_trailers(&bytes);
                 let trailers = head::decode_trailers(&bytes).map_err(StreamError::from);
                 Some(trailers.map(|trailers| http_body::Frame::trailers(trailers.into_map())))
             }

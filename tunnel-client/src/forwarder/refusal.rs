@@ -10,7 +10,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::HostHeader;
+use super::{HostHeader, Passing};
 use crate::exchange::{Event, Events};
 
 /// As much of an answer is looked at.
@@ -30,9 +30,14 @@ impl HostHint {
     }
 
     /// The answer, looked through for such a refusal if it may be one.
-    pub(super) fn watch(self: &Arc<Self>, answer: Response<Incoming>, host: Option<&HeaderValue>) -> Response<AppBody> {
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        answer: Response<Incoming>,
+        host: Option<&HeaderValue>,
+        passing: Arc<Passing>,
+    ) -> Response<AppBody> {
         let host = self.suspect(answer.status(), host);
-        answer.map(|body| AppBody { body, watch: host.map(|host| (self.clone(), host)) })
+        answer.map(|body| AppBody { body, passing, watch: host.map(|host| (self.clone(), host)) })
     }
 
     fn suspect(&self, status: StatusCode, host: Option<&HeaderValue>) -> Option<String> {
@@ -57,6 +62,7 @@ impl HostHint {
 #[derive(Debug)]
 pub(crate) struct AppBody {
     body: Incoming,
+    passing: Arc<Passing>,
     /// Who looks at its beginning, and for which host.
     watch: Option<(Arc<HostHint>, String)>,
 }
@@ -67,6 +73,9 @@ impl Body for AppBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            self.passing.see(frame);
+        }
         if let Some((hint, host)) = self.watch.take()
             && let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref())
         {

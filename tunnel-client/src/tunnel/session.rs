@@ -15,6 +15,7 @@ use hookway_protocol::{MAX_VERSION, MIN_VERSION, WHOLE_BODY, common_version};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
@@ -23,10 +24,13 @@ use tokio_util::task::TaskTracker;
 use super::{Clock, ConnectError, Settings, Welcomed};
 use crate::exchange::{Delivered, Event, Events, Outcome};
 use crate::forwarder::{AppBody, Failed, Forwarder, OutBody, Progress, Streaming};
+use crate::history::{Record, Recorder, Replay, Taken, Tried};
 
 /// The relay must answer a hello, and a ping after a clock jump, within this time.
 const ANSWER_IN: Duration = Duration::from_secs(5);
 const PONG_IN: Duration = Duration::from_secs(2);
+/// An exchange that is not over after so long is kept as it is so far.
+const PENDING_AFTER: Duration = Duration::from_secs(1);
 /// The relay must take back a leaving client's endpoints within this time.
 const RELEASED_IN: Duration = Duration::from_secs(2);
 /// What a leaving client was already passing on may go on for this long: an answer may have no end.
@@ -70,7 +74,7 @@ impl Session {
         link: Link,
         settings: &Settings,
         forwarder: Arc<Forwarder>,
-        events: Events,
+        recorder: Recorder,
     ) -> Result<(Self, Welcomed), ConnectError> {
         let relay = settings.relay.to_string();
         let unreachable = |cause: String| ConnectError::Unreachable { relay: relay.clone(), cause };
@@ -103,7 +107,7 @@ impl Session {
         let permits = forwarder.settings.max_connections;
         let exchanges = Arc::new(Exchanges {
             forwarder,
-            events,
+            recorder,
             permits: Semaphore::new(permits.min(Semaphore::MAX_PERMITS)),
             streams: AtomicU32::new(0),
             allowed: AtomicU32::new(FIRST_STREAMS),
@@ -129,7 +133,7 @@ impl Session {
             }
         };
         let (released, back_in) = (CancellationToken::new(), OnceLock::new());
-        let control = talk(control, &mut endpoints, &exchanges.events, stop, &released, &back_in);
+        let control = talk(control, &link, &mut endpoints, exchanges.recorder.events(), stop, &released, &back_in);
         let finish = async {
             stop.cancelled().await;
             let stopped = tokio::time::Instant::now();
@@ -180,6 +184,7 @@ async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessag
 /// whether the relay still knows us.
 async fn talk(
     control: Control,
+    link: &Link,
     endpoints: &mut Vec<String>,
     events: &Events,
     stop: &CancellationToken,
@@ -225,6 +230,7 @@ async fn talk(
                 Err(error) => return End::Lost(error.to_string()),
             },
             _ = ticks.tick() => {
+                events.measured(link.rtt());
                 if pinged.is_some_and(|at| at.elapsed() > PONG_IN) {
                     return End::Lost("the relay did not answer after the clock had jumped".into());
                 }
@@ -243,7 +249,7 @@ async fn talk(
 #[derive(Debug)]
 struct Exchanges {
     forwarder: Arc<Forwarder>,
-    events: Events,
+    recorder: Recorder,
     permits: Semaphore,
     streams: AtomicU32,
     allowed: AtomicU32,
@@ -287,15 +293,15 @@ impl Exchanges {
                         break;
                     }
                 };
-                stream = self.exchange(head, open).await;
+                stream = self.exchange(head, bytes, open).await;
             }
             self.streams.fetch_sub(1, Ordering::Relaxed);
         });
     }
 
     /// One exchange. The stream comes back when another may follow on it.
-    async fn exchange(&self, head: RequestHead, stream: Stream) -> Option<Stream> {
-        let (started, waiting) = (Instant::now(), self.waiting.token());
+    async fn exchange(&self, head: RequestHead, encoded: Bytes, stream: Stream) -> Option<Stream> {
+        let (started, at, waiting) = (Instant::now(), Timestamp::now(), self.waiting.token());
         let Stream { mut sender, mut receiver } = stream;
         let mut delivered = Box::new(Delivered {
             id: head.id,
@@ -303,32 +309,49 @@ impl Exchanges {
             method: head.method.to_string(),
             path: head.target.to_string(),
             outcome: Outcome::Answered(StatusCode::OK),
+            replay_of: None,
             duration: Duration::ZERO,
             bytes: 0,
             attempt: head.attempt,
+            is_wanted: true,
         });
-        let progress = Arc::new(Progress::new());
+        let progress = Progress::new(self.recorder.keeps());
         let upgrade = head.upgrade.is_some();
-        let (whole, body, upgraded) = if head.whole {
-            let (bytes, trailers) = collect(&mut receiver).await.ok()?;
-            progress.add(bytes.len());
-            (Some(receiver), OutBody::Whole(Some(bytes), trailers), None)
+        let (whole, body, upgraded, mut request) = if head.whole {
+            let (taken, trailers) = collect(&mut receiver).await.ok()?;
+            progress.request.add(&taken.bytes);
+            (Some(receiver), OutBody::Whole(Some(taken.bytes.clone()), trailers), None, Some(taken))
         } else if upgrade {
-            (None, OutBody::Whole(None, None), Some(receiver))
+            (None, OutBody::Whole(None, None), Some(receiver), Some(Taken::default()))
         } else {
             let max = self.forwarder.settings.max_body;
-            let body = Streaming { receiver, progress: progress.clone(), max, done: false };
-            (None, OutBody::Stream(Box::new(body)), None)
+            let body = Streaming { receiver, passing: progress.request.clone(), max, done: false };
+            (None, OutBody::Stream(Box::new(body)), None, None)
         };
         // Held until the answer has been passed on.
         let permit = self.permits.try_acquire();
         let reply = if permit.is_ok() {
-            self.answer(head, body, &progress, whole.is_some(), &sender).await
+            let mut answer = std::pin::pin!(self.answer(head, body, &progress, whole.is_some(), &sender));
+            match tokio::time::timeout(PENDING_AFTER, &mut answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    self.recorder.pending(|| {
+                        let request = request.clone().unwrap_or_else(|| progress.request.taken());
+                        Record::new(delivered.id, encoded.clone(), &request, Replay::default(), None)
+                    });
+                    answer.await
+                }
+            }
         } else {
             let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
             Err(Failed { failure: Failure::Busy, short: "busy".into(), message })
         };
+        let first_byte = reply.is_ok().then(|| started.elapsed());
         let reply = reply.and_then(|response| Ok((app_head(&response)?, response)));
+        let (reply_head, message) = match &reply {
+            Ok((head, _)) => (head.clone(), String::new()),
+            Err(failed) => (Bytes::new(), failed.message.clone()),
+        };
         let _flowing = self.flowing.token();
         drop(waiting);
         let mut joined = None;
@@ -355,7 +378,8 @@ impl Exchanges {
             }
             Err(Failed { failure, short, message }) => {
                 delivered.outcome = Outcome::Failed { failure, short };
-                let sent = send_head(&mut sender, &ReplyHead::Failed { failure, message }).await;
+                let head = encode(&ReplyHead::Failed { failure, message });
+                let sent = send_head(&mut sender, &head).await;
                 match sent {
                     Ok(()) => sender.send(&mut [Bytes::from_static(frame::END)]).await.map(|()| true),
                     Err(error) => Err(error),
@@ -363,8 +387,25 @@ impl Exchanges {
             }
         };
         delivered.duration = started.elapsed();
-        delivered.bytes = progress.bytes();
-        self.events.tell(Event::Delivered(delivered));
+        delivered.bytes = progress.request.bytes();
+        let tried = |outcome, duration, number| Tried {
+            number,
+            at,
+            url: progress.url.get().cloned().unwrap_or_default(),
+            outcome,
+            message,
+            connect: progress.connect.get().copied(),
+            first_byte,
+            duration,
+            reply: reply_head,
+            body: progress.reply.taken(),
+        };
+        let (id, outcome) = (delivered.id, delivered.outcome.clone());
+        let (duration, number) = (delivered.duration, delivered.attempt);
+        self.recorder.over(delivered, || {
+            let request = request.take().unwrap_or_else(|| progress.request.taken());
+            Record::new(id, encoded, &request, Replay::default(), Some(&tried(outcome, duration, number)))
+        });
         if let Some((switched, receiver)) = joined {
             if let Ok(switched) = switched.await {
                 Stream { sender, receiver }.join(TokioIo::new(switched)).await;
@@ -396,7 +437,7 @@ impl Exchanges {
             Failed { failure: Failure::TooLarge, short: "too large".into(), message }
         };
         let announced = head.headers.get(&CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if progress.bytes().max(announced.unwrap_or(0)) > max {
+        if progress.request.bytes().max(announced.unwrap_or(0)) > max {
             return Err(too_large());
         }
         let forward = self.forwarder.forward(head, body, progress);
@@ -415,13 +456,13 @@ impl Exchanges {
             }
         };
         // One of unknown length is found too large on its way.
-        answer.map_err(|failed| if progress.bytes() > max { too_large() } else { failed })
+        answer.map_err(|failed| if progress.request.bytes() > max { too_large() } else { failed })
     }
 }
 
 /// A body that the relay has whole.
-async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), StreamError> {
-    let (mut body, mut trailers): (Option<Bytes>, _) = (None, None);
+async fn collect(receiver: &mut Receiver) -> Result<(Taken, Option<HeaderMap>), StreamError> {
+    let (mut body, mut trailers, mut encoded): (Option<Bytes>, _, _) = (None, None, Bytes::new());
     loop {
         match receiver.frame().await? {
             Some(Frame::Data(data)) => {
@@ -441,14 +482,19 @@ async fn collect(receiver: &mut Receiver) -> Result<(Bytes, Option<HeaderMap>), 
             }
             Some(Frame::Trailers(bytes)) => {
                 trailers = Some(head::decode_trailers(&bytes)?.into_map());
+                encoded = bytes;
             }
-            Some(Frame::End) => return Ok((body.unwrap_or_default(), trailers)),
+            Some(Frame::End) => {
+                let bytes = body.unwrap_or_default();
+                return Ok((Taken { size: bytes.len() as u64, bytes, trailers: encoded }, trailers));
+            }
             Some(Frame::Head(_)) | None => return Err(StreamError::Aborted),
         }
     }
 }
 
-fn app_head(response: &Response<AppBody>) -> Result<ReplyHead, Failed> {
+/// The encoded head of the app's answer.
+fn app_head(response: &Response<AppBody>) -> Result<Bytes, Failed> {
     // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
     let chunked = response.headers().contains_key(TRANSFER_ENCODING);
     let mut headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
@@ -458,23 +504,29 @@ fn app_head(response: &Response<AppBody>) -> Result<ReplyHead, Failed> {
     }
     let head = ReplyHead::App { status: response.status(), headers };
     if head.fits() {
-        return Ok(head);
+        return Ok(encode(&head));
     }
     let message = "the header fields of the local app's answer are too many or too long (64 KiB)".to_owned();
     Err(Failed { failure: Failure::BadAnswer, short: "head too large".into(), message })
 }
 
-async fn send_head(sender: &mut Sender, head: &ReplyHead) -> Result<(), StreamError> {
+fn encode(head: &ReplyHead) -> Bytes {
     let mut out = BytesMut::with_capacity(512);
-    frame::put_head(&mut out, |out| head.encode(out));
+    head.encode(&mut out);
+    out.freeze()
+}
+
+async fn send_head(sender: &mut Sender, head: &Bytes) -> Result<(), StreamError> {
+    let mut out = BytesMut::with_capacity(head.len() + 16);
+    frame::put_head(&mut out, |out| out.extend_from_slice(head));
     sender.send(&mut [out.freeze()]).await
 }
 
 /// Sends the app's answer as it comes. `Ok(true)` when it was complete, `Ok(false)` when it broke off before any of it
 /// was sent: then the sender can still be told.
-async fn send_reply(sender: &mut Sender, head: &ReplyHead, response: Response<AppBody>) -> Result<bool, StreamError> {
-    let mut out = BytesMut::with_capacity(512);
-    frame::put_head(&mut out, |out| head.encode(out));
+async fn send_reply(sender: &mut Sender, head: &Bytes, response: Response<AppBody>) -> Result<bool, StreamError> {
+    let mut out = BytesMut::with_capacity(head.len() + 64);
+    frame::put_head(&mut out, |out| out.extend_from_slice(head));
     match body::send(sender, out, response.into_body()).await {
         Ok(()) => Ok(true),
         Err(Unsent::Stream(error)) => Err(error),
@@ -485,7 +537,7 @@ async fn send_reply(sender: &mut Sender, head: &ReplyHead, response: Response<Ap
         Err(Unsent::Body { begun: false, error }) => {
             tracing::debug!(%error, "the app's answer broke off");
             let message = "the local app's answer broke off".to_owned();
-            send_head(sender, &ReplyHead::Failed { failure: Failure::BadAnswer, message }).await?;
+            send_head(sender, &encode(&ReplyHead::Failed { failure: Failure::BadAnswer, message })).await?;
             sender.send(&mut [Bytes::from_static(frame::END)]).await?;
             Ok(false)
         }
