@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use crate::app::Zeros;
-use crate::programs::{HOST, Target, cpu};
+use crate::programs::{Target, cpu};
 
 /// A kind of load: 1 KiB POSTs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,28 +85,27 @@ pub(crate) async fn run(target: &Target, case: Case, time: Duration) -> anyhow::
         Case::Http1(count) => {
             for _ in 0..count {
                 let sender = connect(target, false, &mut drivers).await?;
-                workers.spawn(keep_sending(sender, until));
+                workers.spawn(keep_sending(target.host, sender, until));
             }
         }
         Case::Http2(count, streams) => {
             for _ in 0..count {
                 let sender = connect(target, true, &mut drivers).await?;
                 for _ in 0..streams {
-                    workers.spawn(keep_sending(sender.clone(), until));
+                    workers.spawn(keep_sending(target.host, sender.clone(), until));
                 }
             }
         }
         Case::New(at_once) => {
             for _ in 0..at_once {
-                let (address, tls) = (target.address, target.tls.clone());
+                let one = Target { pids: vec![], ..target.clone() };
                 workers.spawn(async move {
-                    let one = Target { name: "", address, tls, pids: vec![] };
                     let mut took = Vec::new();
                     while Instant::now() < until {
                         let mut drivers = JoinSet::new();
                         let start = Instant::now();
                         let mut sender = connect(&one, false, &mut drivers).await?;
-                        send(&mut sender).await?;
+                        send(one.host, &mut sender).await?;
                         took.push(start.elapsed());
                     }
                     Ok(took)
@@ -119,11 +118,13 @@ pub(crate) async fn run(target: &Target, case: Case, time: Duration) -> anyhow::
         took.extend(worker??);
     }
     ensure!(!took.is_empty(), "{}: no request was answered", target.name);
+    let seconds = started.elapsed().as_secs_f64();
+    settle(&target.pids).await;
     took.sort_unstable();
     let at = |part: f64| took[((took.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
     let count = took.len() as f64;
     Ok(Measured {
-        rate: count / started.elapsed().as_secs_f64(),
+        rate: count / seconds,
         p50: at(0.5),
         p99: at(0.99),
         cpu: (cpu(&target.pids) - before) / count * 10_000.0,
@@ -135,7 +136,7 @@ pub(crate) async fn transfer(target: &Target, length: u64, up: bool) -> anyhow::
     let mut drivers = JoinSet::new();
     let Sender::Http1(sender) = connect(target, false, &mut drivers).await? else { anyhow::bail!("not HTTP/1.1") };
     let (path, body) = if up { ("/".to_owned(), Zeros(length)) } else { (format!("/bytes/{length}"), Zeros(0)) };
-    let request = Request::post(path).header("host", HOST).body(body.boxed())?;
+    let request = Request::post(path).header("host", target.host).body(body.boxed())?;
     let started = Instant::now();
     let response = sender.lock().await.send_request(request).await?;
     ensure!(response.status() == 200, "{}: {}", target.name, response.status());
@@ -148,26 +149,37 @@ pub(crate) async fn transfer(target: &Target, length: u64, up: bool) -> anyhow::
     Ok(length as f64 / 1e6 / started.elapsed().as_secs_f64())
 }
 
-async fn keep_sending(mut sender: Sender, until: Instant) -> anyhow::Result<Vec<Duration>> {
+/// Waits until the processes have done what they put off, so that it counts as theirs and not as the next one's.
+async fn settle(pids: &[u32]) {
+    for _ in 0..100 {
+        let before = cpu(pids);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if cpu(pids) - before < 0.02 {
+            return;
+        }
+    }
+}
+
+async fn keep_sending(host: &'static str, mut sender: Sender, until: Instant) -> anyhow::Result<Vec<Duration>> {
     let mut took = Vec::new();
     while Instant::now() < until {
         let start = Instant::now();
-        send(&mut sender).await?;
+        send(host, &mut sender).await?;
         took.push(start.elapsed());
     }
     Ok(took)
 }
 
-async fn send(sender: &mut Sender) -> anyhow::Result<()> {
+async fn send(host: &str, sender: &mut Sender) -> anyhow::Result<()> {
     static BODY: [u8; 1024] = [b'x'; 1024];
     let body = Full::new(Bytes::from_static(&BODY)).boxed();
     let response = match sender {
         Sender::Http1(sender) => {
-            let request = Request::post("/webhook").header("host", HOST).body(body)?;
+            let request = Request::post("/webhook").header("host", host).body(body)?;
             sender.lock().await.send_request(request).await?
         }
         Sender::Http2(sender) => {
-            let request = Request::post(format!("https://{HOST}/webhook")).version(Version::HTTP_2).body(body)?;
+            let request = Request::post(format!("https://{host}/webhook")).version(Version::HTTP_2).body(body)?;
             sender.send_request(request).await?
         }
     };
@@ -186,7 +198,7 @@ async fn connect(target: &Target, h2: bool, drivers: &mut JoinSet<hyper::Result<
             tls.alpn_protocols = vec![if h2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
             // A new connection is to cost what a stranger's does.
             tls.resumption = rustls::client::Resumption::disabled();
-            Box::new(TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from(HOST)?, tcp).await?)
+            Box::new(TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from(target.host)?, tcp).await?)
         }
     };
     if h2 {

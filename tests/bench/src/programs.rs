@@ -13,13 +13,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 
-/// The host that every target is asked for.
-pub(crate) const HOST: &str = "bench.hooks.test";
+/// The hosts: of the client that keeps a history, and of the one that keeps none.
+const HOST: &str = "bench.hooks.test";
+const NO_STORE: &str = "plain.hooks.test";
 
 /// Something that answers requests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) name: &'static str,
+    pub(crate) host: &'static str,
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<Arc<ClientConfig>>,
     /// The processes whose work is counted.
@@ -79,17 +81,20 @@ impl Programs {
         create.args(["token", "create", "--name", "bench", "--json", "--data-dir"]).arg(at("relay"));
         let created: serde_json::Value = serde_json::from_slice(&create.output()?.stdout)?;
         let token = created["token"].as_str().context("a token")?.to_owned();
-        let client = client(bin, folder.path(), &token, https, "bench", app_address)?;
+        let start = |name, more: &[&str]| client(bin, folder.path(), &token, https, name, app_address, more);
+        let (client, no_store) = (start("bench", &[])?, start("plain", &["--no-store"])?);
 
-        let mut targets = vec![Target { name: "app", address: app_address, tls: None, pids: vec![] }];
-        let mut others = vec![app];
-        if let Some((nginx, address)) = start_nginx(folder.path(), app_address)? {
-            let pids = vec![nginx.0.id()];
-            targets.push(Target { name: "nginx", address, tls: Some(tls.clone()), pids });
-            others.push(nginx);
+        let mut targets = vec![Target { name: "app", host: HOST, address: app_address, tls: None, pids: vec![] }];
+        let nginx = start_nginx(folder.path(), app_address)?;
+        if let Some((nginx, address)) = &nginx {
+            let (tls, pids) = (Some(tls.clone()), vec![nginx.0.id()]);
+            targets.push(Target { name: "nginx", host: HOST, address: *address, tls, pids });
         }
-        let pids = vec![relay.0.id(), client.0.id()];
-        targets.push(Target { name: "hookway", address: https, tls: Some(tls), pids });
+        for (name, host, client) in [("hookway --no-store", NO_STORE, &no_store), ("hookway", HOST, &client)] {
+            let pids = vec![relay.0.id(), client.0.id()];
+            targets.push(Target { name, host, address: https, tls: Some(tls.clone()), pids });
+        }
+        let others = [app, no_store].into_iter().chain(nginx.map(|(nginx, _)| nginx)).collect();
         Ok(Self { targets, relay, client, _others: others, token, bin: bin.to_owned(), folder })
     }
 
@@ -104,7 +109,8 @@ impl Programs {
         let before = resident(self.relay.0.id())?;
         let clients = (0..count).map(|n| {
             let name = format!("idle-{n}");
-            client(&self.bin, self.folder.path(), &self.token, hookway.address, &name, self.targets[0].address)
+            let app = self.targets[0].address;
+            client(&self.bin, self.folder.path(), &self.token, hookway.address, &name, app, &["--no-store"])
         });
         let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
         // Handshakes leave buffers behind that an idle connection gives back.
@@ -123,9 +129,18 @@ fn client(
     relay: SocketAddr,
     name: &str,
     app: SocketAddr,
+    more: &[&str],
 ) -> anyhow::Result<Running> {
     let mut run = Command::new(bin.join("hookway"));
-    run.arg(app.to_string()).args(["--relay", &relay.to_string(), "-n", name, "--json", "--filter", "status:599"]);
+    run.arg(app.to_string()).args(more).args(["--inspect", "127.0.0.1:0"]).args([
+        "--relay",
+        &relay.to_string(),
+        "-n",
+        name,
+        "--json",
+        "--filter",
+        "status:599",
+    ]);
     run.arg("--relay-ca").arg(folder.join("cert.pem")).env("HOOKWAY_TOKEN", token).current_dir(folder);
     for variable in ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
         run.env(variable, folder);
@@ -179,7 +194,7 @@ fn make_certificate(folder: &Path) -> anyhow::Result<()> {
     let mut openssl = Command::new("openssl");
     openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
     openssl.args(["-subj", "/CN=bench", "-addext", "basicConstraints=critical,CA:FALSE", "-addext"]);
-    openssl.arg(format!("subjectAltName=DNS:{HOST},IP:127.0.0.1"));
+    openssl.arg(format!("subjectAltName=DNS:{HOST},DNS:{NO_STORE},IP:127.0.0.1"));
     openssl.arg("-keyout").arg(folder.join("key.pem")).arg("-out").arg(folder.join("cert.pem"));
     ensure!(openssl.stderr(Stdio::null()).status()?.success(), "openssl made no certificate");
     Ok(())
