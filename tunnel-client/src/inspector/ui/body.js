@@ -7,11 +7,12 @@ import { parseJson, prettyJson } from './json.js';
 import { copy } from './notice.js';
 import { findText, searchField } from './search.js';
 import { textView } from './text.js';
-import { jsonTree } from './tree.js';
+import { jsonTree, newMemory, partOf } from './tree.js';
 import { prettyXml } from './xml.js';
 import * as format from './format.js';
 
 /** @import { Body, Part } from './api.js' */
+/** @import { Memory } from './tree.js' */
 
 /** @typedef {{ element: Element, find?: (query: string) => import('./search.js').Match[], tools?: HTMLElement[] }} View */
 
@@ -22,11 +23,12 @@ let preferred = '';
 
 /**
  * @param {Body} body
- * @param {{ name: string, download?: string }} options `name` as in "Request body"; `download` is an API path
+ * @param {{ name: string, download?: string, memory?: Memory }} options `name` as in "Request body"; `download` is an API path;
+ *   `memory` is where the bodies of one exchange keep what is open in their trees
  */
-export function bodyView(body, { name, download }) {
+export function bodyView(body, { name, download, memory = newMemory() }) {
   if (body.kind === 'empty') return h('section', { class: 'body', 'aria-label': name }, title(name, body), h('p', { class: 'note' }, 'Empty.'));
-  const views = viewsOf(body);
+  const views = viewsOf(body, partOf(memory, name));
   const names = Object.keys(views);
   const content = h('div', { class: 'body-content' });
   const tools = h('span', { class: 'view-tools' });
@@ -79,17 +81,17 @@ function title(name, body) {
     ...warnings.map((warning) => h('p', { class: 'warning' }, warning)));
 }
 
-/** @param {Body} body @returns {Record<string, () => View>} the first is the one to start with */
-function viewsOf(body) {
+/** @param {Body} body @param {Memory} memory @returns {Record<string, () => View>} the first is the one to start with */
+function viewsOf(body, memory) {
   /** @type {Record<string, () => View>} */
   const views = {};
   const { text, fields, parts, image, base64 } = body;
   if (body.kind === 'json' && text !== null && !body.json_error && !body.text_cut) {
-    views.Tree = () => treeView(text);
+    views.Tree = () => treeView(text, memory);
     views.Pretty = () => prettyView(text);
   }
   if (fields) views.Fields = () => ({ element: fieldsView(fields) });
-  if (parts) views.Parts = () => ({ element: partsView(parts) });
+  if (parts) views.Parts = () => ({ element: partsView(parts, memory) });
   if (image?.startsWith('data:image/')) views.Image = () => ({ element: h('div', { class: 'image' }, h('img', { src: image, alt: 'The body as an image' })) });
   if (body.kind === 'xml' && text !== null) views.Pretty = () => ({ element: textView(prettyXml(text)) });
   if (text !== null) views.Raw = () => ({ element: textView(text, { error: body.json_error }) });
@@ -104,11 +106,11 @@ function hexView(base64) {
   return view;
 }
 
-/** @param {string} text @returns {View} */
-function treeView(text) {
+/** @param {string} text @param {Memory} memory @returns {View} */
+function treeView(text, memory) {
   // The server found it valid; should this reader disagree, the raw text still serves.
   try {
-    const tree = jsonTree(parseJson(text));
+    const tree = jsonTree(parseJson(text), memory);
     return { element: tree.element, find: tree.find, tools: [button('Expand all', tree.openAll), button('Collapse', tree.closeAll)] };
   } catch {
     return { element: textView(text) };
@@ -133,9 +135,9 @@ function fieldsView(fields) {
     h('tbody', {}, ...fields.map(({ name, value }) => h('tr', {}, h('th', { scope: 'row' }, name), h('td', {}, value)))));
 }
 
-/** @param {Part[]} parts */
-function partsView(parts) {
+/** @param {Part[]} parts @param {Memory} memory */
+function partsView(parts, memory) {
   return h('div', { class: 'parts' }, ...parts.map((part, index) => h('div', { class: 'part' },
     h('p', { class: 'part-name' }, h('strong', {}, part.name ?? `part ${index + 1}`), part.file_name !== null && h('span', { class: 'note' }, ` file ${part.file_name}`), part.body.content_type && h('span', { class: 'note' }, ` ${part.body.content_type}`)),
-    bodyView(part.body, { name: `Part ${index + 1}` }))));
+    bodyView(part.body, { name: `Part ${index + 1}`, memory }))));
 }

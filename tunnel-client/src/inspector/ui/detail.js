@@ -13,6 +13,7 @@ import { ask, copy, say, sayError } from './notice.js';
 import { facts, signature } from './overview.js';
 import { TABS } from './route.js';
 import { clearMarks } from './search.js';
+import { newMemory } from './tree.js';
 import * as format from './format.js';
 
 /** @import { Attempt, Detail, Summary } from './api.js' */
@@ -36,6 +37,8 @@ export class DetailPane {
   #shows = 'none';
   /** The load that is under way, which an action waits for: a key may come right after the selection. */
   #ready = Promise.resolve();
+  /** What was opened and closed in this exchange's trees. */
+  #memory = newMemory();
   #run = 0;
   #timer = 0;
 
@@ -112,9 +115,15 @@ export class DetailPane {
   }
 
   async copyCurl(secrets = false) {
-    if (!this.id) return;
+    const { id } = this;
+    if (!id) return;
     try {
-      await copy(await getCurl(this.id, secrets), secrets ? 'curl command with secrets' : 'curl command');
+      const command = await getCurl(id, secrets);
+      // A binary or long body is not in the command: curl reads it from the file that Download makes. A text that ends like
+      // this would stand in quotes.
+      const file = `${id}.bin`;
+      const then = command.endsWith(` --data-binary @${file}`) ? `. It reads ${file}: download the request body into the folder where you run it.` : '';
+      await copy(command, secrets ? 'curl command with secrets' : 'curl command', then);
     } catch (error) {
       sayError(error);
     }
@@ -196,6 +205,7 @@ export class DetailPane {
       if (run !== this.#run) return;
       const another = this.#detail?.summary.id !== detail.summary.id;
       this.#detail = detail;
+      if (another) this.#memory = newMemory();
       this.#draw();
       if (another) this.root.scrollTop = 0;
     } catch (error) {
@@ -308,7 +318,7 @@ export class DetailPane {
     const last = attempts.findLast((attempt) => attempt.reply) ?? attempts.at(-1);
     if (this.#tab === 'attempts') return [attemptsView(summary, attempts)];
     if (this.#tab === 'timing') return [timingView(detail)];
-    const requestBody = () => bodyView(request.body, { name: 'Request body', download: request.body.kind === 'empty' ? undefined : requestBodyPath(summary.id) });
+    const requestBody = () => bodyView(request.body, { name: 'Request body', download: request.body.kind === 'empty' ? undefined : requestBodyPath(summary.id), memory: this.#memory });
     if (this.#tab === 'request') {
       return [
         headersView(request.headers, { title: 'Request headers', reveal: async (at) => (await this.#secrets()).request.headers[at]?.value }),
@@ -316,7 +326,7 @@ export class DetailPane {
         headersView(request.trailers, { title: 'Request trailers', reveal: async (at) => (await this.#secrets()).request.trailers[at]?.value })];
     }
     if (this.#tab === 'response') return this.#response(summary, last);
-    return [facts(detail, this.actions.open), requestBody(), ...(last?.reply ? [replyBody(summary, last, last.reply)] : [noReply(summary, last)])];
+    return [facts(detail, this.actions.open), requestBody(), ...(last?.reply ? [replyBody(summary, last, last.reply, this.#memory)] : [noReply(summary, last)])];
   }
 
   /** @param {Summary} summary @param {Attempt | undefined} last */
@@ -325,7 +335,7 @@ export class DetailPane {
     const whole = async () => (await this.#secrets()).attempts.find((attempt) => attempt.number === last.number)?.reply;
     return [
       headersView(last.reply.headers, { title: 'Response headers', reveal: async (at) => (await whole())?.headers[at]?.value }),
-      replyBody(summary, last, last.reply),
+      replyBody(summary, last, last.reply, this.#memory),
       headersView(last.reply.trailers, { title: 'Response trailers', reveal: async (at) => (await whole())?.trailers[at]?.value })];
   }
 

@@ -49,6 +49,11 @@ export class Exchanges extends EventTarget {
     return waiting;
   }
 
+  /** Whether `rows` reaches down to the oldest; else older pages are still to come. */
+  get complete() {
+    return this.#oldestLoaded === 0;
+  }
+
   /** @param {string} id @returns {Summary | undefined} */
   get(id) {
     return this.#byId.get(id);
@@ -81,17 +86,26 @@ export class Exchanges extends EventTarget {
       this.taken = filter;
       if (filter === this.filter) this.filterError = null;
       this.#start(first);
-      let next = first.next;
-      while (next !== null) {
-        const page = await listExchanges({ filter, before: next, limit: PAGE });
-        if (run !== this.#run) return;
-        this.#append(page.exchanges);
-        next = page.next;
-      }
-      this.#oldestLoaded = 0;
-      this.#count();
     } catch (error) {
       if (run === this.#run) this.#refused(error);
+      return;
+    }
+    await this.#loadOlder();
+  }
+
+  /** Loads page after page down to the oldest, unless another load begins meanwhile. */
+  async #loadOlder() {
+    const run = this.#run;
+    try {
+      while (!this.complete) {
+        const page = await listExchanges({ filter: this.taken, before: this.#oldestLoaded, limit: PAGE });
+        if (run !== this.#run) return;
+        this.#append(page);
+      }
+      this.matched = this.rows.length;
+      this.#emit('rows');
+    } catch {
+      if (run === this.#run) this.#startAgain();
     }
   }
 
@@ -125,19 +139,14 @@ export class Exchanges extends EventTarget {
     this.#emit('rows');
   }
 
-  /** @param {Summary[]} older */
-  #append(older) {
-    for (const exchange of older) {
+  /** @param {import('./api.js').Page} page */
+  #append(page) {
+    for (const exchange of page.exchanges) {
       if (this.#byId.has(exchange.id)) continue;
       this.rows.push(exchange);
       this.#byId.set(exchange.id, exchange);
     }
-    this.#oldestLoaded = older.at(-1)?.seq ?? this.#oldestLoaded;
-    this.#emit('rows');
-  }
-
-  #count() {
-    this.matched = this.rows.length;
+    this.#oldestLoaded = page.next ?? 0;
     this.#emit('rows');
   }
 
@@ -146,10 +155,15 @@ export class Exchanges extends EventTarget {
     if (error instanceof ApiError && error.status === 400) {
       this.filterError = error;
       this.#emit('filter');
-      // A wrong filter in the URL must not leave the page empty.
+      // A wrong filter in the URL must not leave the page empty, nor one typed while older pages came leave those out.
       if (!this.#events) this.#load('', FIRST_PAGE);
+      else this.#loadOlder();
       return;
     }
+    this.#startAgain();
+  }
+
+  #startAgain() {
     this.#lost();
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#load(this.filter, FIRST_PAGE), 1000);

@@ -2,6 +2,7 @@
 // The list of exchanges: a listbox of which only the rows in view exist. A row's node is used again for another exchange.
 
 import { h, setText } from './dom.js';
+import { say } from './notice.js';
 import * as format from './format.js';
 
 /** @import { Summary } from './api.js' */
@@ -24,6 +25,8 @@ export class List {
   #anchor = null;
   #anchorIndex = 0;
   #length = -1;
+  /** The last was asked for while older ones were still loading. */
+  #toLast = false;
 
   /**
    * @param {{ exchanges: Exchanges, box: HTMLElement, fresh: HTMLElement, select: (id: string) => void, open: (id: string) => void }} options
@@ -54,12 +57,14 @@ export class List {
     }
     this.#keepPlace();
     this.#draw();
+    if (this.#toLast && this.exchanges.complete) this.moveTo('last');
   }
 
   /** Back to the newest, as after another filter. */
   scrollToTop() {
     this.#anchor = null;
     this.#unseen = 0;
+    this.#toLast = false;
     this.box.scrollTop = 0;
     this.#draw();
   }
@@ -67,6 +72,7 @@ export class List {
   /** @param {string | null} id @param {boolean} [reveal] */
   setSelected(id, reveal = true) {
     this.selected = id;
+    this.#toLast = false;
     if (id && reveal) this.#reveal(this.exchanges.indexOf(id));
     this.#draw();
   }
@@ -80,10 +86,13 @@ export class List {
     this.select(rows[next].id);
   }
 
-  /** @param {'first' | 'last'} end */
+  /** Selects the first, or the last as soon as it is there. @param {'first' | 'last'} end */
   moveTo(end) {
-    const row = this.exchanges.rows.at(end === 'first' ? 0 : -1);
-    if (row) this.select(row.id);
+    const { rows, complete } = this.exchanges;
+    this.#toLast = end === 'last' && !complete;
+    const row = rows.at(end === 'first' ? 0 : -1);
+    if (this.#toLast) say('Loading the older ones…');
+    else if (row) this.select(row.id);
   }
 
   /** Selects the next failed one below, going round. @returns {boolean} whether there is one */

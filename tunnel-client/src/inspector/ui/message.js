@@ -8,6 +8,7 @@ import { copy, sayError } from './notice.js';
 import * as format from './format.js';
 
 /** @import { Attempt, Header, Reply, Summary } from './api.js' */
+/** @import { Memory } from './tree.js' */
 
 /**
  * @param {Header[]} headers
@@ -45,9 +46,9 @@ function headerRow(header, reveal) {
   return h('tr', {}, h('th', { scope: 'row' }, header.name), value, actions);
 }
 
-/** @param {Summary} summary @param {Attempt} attempt @param {Reply} reply */
-export const replyBody = (summary, attempt, reply) =>
-  bodyView(reply.body, { name: 'Response body', download: reply.body.kind === 'empty' ? undefined : replyBodyPath(summary.id, attempt.number) });
+/** @param {Summary} summary @param {Attempt} attempt @param {Reply} reply @param {Memory} memory */
+export const replyBody = (summary, attempt, reply, memory) =>
+  bodyView(reply.body, { name: 'Response body', download: reply.body.kind === 'empty' ? undefined : replyBodyPath(summary.id, attempt.number), memory });
 
 /** @param {Summary} summary @param {Attempt | undefined} attempt */
 export function noReply({ state }, attempt) {

@@ -14,7 +14,8 @@ export function say(text, tone = 'plain') {
   const region = byId('notice');
   clearTimeout(timer);
   fill(region, text && h('span', { class: `notice-text ${tone}` }, text));
-  timer = setTimeout(() => region.replaceChildren(), tone === 'bad' ? 8000 : 4000);
+  // What is bad or long takes longer to read.
+  timer = setTimeout(() => region.replaceChildren(), tone === 'bad' || text.length > 80 ? 8000 : 4000);
 }
 
 /** @param {unknown} error */
@@ -22,11 +23,11 @@ export function sayError(error) {
   say(error instanceof Error ? error.message : String(error), 'bad');
 }
 
-/** @param {string} text @param {string} what the thing copied, as in "URL" */
-export async function copy(text, what) {
+/** @param {string} text @param {string} what the thing copied, as in "URL" @param {string} [then] what is to be done before it is of use */
+export async function copy(text, what, then = '') {
   try {
     await navigator.clipboard.writeText(text);
-    say(`${what} copied`);
+    say(`${what} copied${then}`);
   } catch {
     say('The browser does not let this page write to the clipboard', 'bad');
   }

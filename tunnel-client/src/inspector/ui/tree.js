@@ -18,14 +18,30 @@ const LONG = 2000;
  * An object or array, or a group of its children.
  * @typedef {{ item: HTMLElement, to: number, open: (opened: boolean) => void, reveal: (index: number) => void }} Branch
  */
-/** @typedef {{ branches: Map<JsonNode, Branch>, rows: Map<JsonNode, HTMLElement> }} Made what was made so far */
+/**
+ * What was opened or closed by hand, for the tree that is drawn next in the place of this one. Null is neither.
+ * @typedef {{ opened: boolean | null, parts: Map<string, Memory> }} Memory
+ */
+/** @typedef {{ branches: Map<JsonNode, Branch>, rows: Map<JsonNode, HTMLElement>, byMemory: Map<Memory, Branch>, byHand: boolean }} Made what was made so far */
 
-/** @param {JsonNode} root */
-export function jsonTree(root) {
+/** @returns {Memory} */
+export const newMemory = () => ({ opened: null, parts: new Map() });
+
+/** @param {Memory} memory @param {string} name */
+export function partOf({ parts }, name) {
+  const part = parts.get(name) ?? newMemory();
+  parts.set(name, part);
+  return part;
+}
+
+/** @param {JsonNode} root @param {Memory} memory */
+export function jsonTree(root, memory) {
   /** @type {Made} */
-  const made = { branches: new Map(), rows: new Map() };
-  const element = h('ul', { class: 'tree mono' }, makeNode(root, null, made, false));
+  const made = { branches: new Map(), rows: new Map(), byMemory: new Map(), byHand: false };
+  const element = h('ul', { class: 'tree mono' }, makeNode(root, null, made, false, memory));
   openFirst(root, made, OPEN_AT_FIRST);
+  restore(memory, made);
+  made.byHand = true;
   return {
     element,
     openAll: () => openFirst(root, made, OPEN_AT_MOST),
@@ -41,9 +57,10 @@ export function jsonTree(root) {
  * @param {number | null} index its place in an array
  * @param {Made} made
  * @param {boolean} repeated whether an earlier sibling has the same key
+ * @param {Memory} memory of this node
  * @returns {HTMLElement}
  */
-function makeNode(node, index, made, repeated) {
+function makeNode(node, index, made, repeated, memory) {
   const name = node.key !== null ? h('span', { class: 'json-key' }, node.key) : index !== null && h('span', { class: 'json-index' }, index);
   const label = [name, name && h('span', { class: 'colon' }, ': '), repeated && h('span', { class: 'badge warn' }, 'same key again')];
   if (node.items.length === 0) {
@@ -53,7 +70,7 @@ function makeNode(node, index, made, repeated) {
   }
   const [left, right] = node.type === 'object' ? '{}' : '[]';
   const count = format.plural(node.items.length, node.type === 'object' ? 'key' : 'item');
-  const branch = makeBranch({ node, from: 0, to: node.items.length, made, repeats: repeatedKeys(node) },
+  const branch = makeBranch({ node, from: 0, to: node.items.length, made, repeats: repeatedKeys(node), memory },
     ...label, `${left} `, h('span', { class: 'note' }, count), ` ${right}`);
   made.branches.set(node, branch);
   made.rows.set(node, /** @type {HTMLElement} */ (branch.item.firstElementChild));
@@ -61,11 +78,11 @@ function makeNode(node, index, made, repeated) {
 }
 
 /**
- * @param {{ node: JsonNode, from: number, to: number, made: Made, repeats: Set<number> }} part the children of a node that are in here
+ * @param {{ node: JsonNode, from: number, to: number, made: Made, repeats: Set<number>, memory: Memory }} part the children of a node that are in here
  * @param {...import('./dom.js').Child} label
  * @returns {Branch}
  */
-function makeBranch({ node, from, to, made, repeats }, ...label) {
+function makeBranch({ node, from, to, made, repeats, memory }, ...label) {
   const children = h('ul', { hidden: true });
   /** @type {Branch[]} */
   const groups = [];
@@ -73,16 +90,22 @@ function makeBranch({ node, from, to, made, repeats }, ...label) {
     const size = groupSize(to - from);
     for (let at = from; at < to; at += size) {
       if (size === 1) {
-        children.append(makeNode(node.items[at], node.type === 'array' ? at : null, made, repeats.has(at)));
+        const child = node.items[at];
+        // By key, for a next reply may have more of them.
+        const name = child.key === null || repeats.has(at) ? String(at) : child.key;
+        children.append(makeNode(child, node.type === 'array' ? at : null, made, repeats.has(at), partOf(memory, name)));
         continue;
       }
       const end = Math.min(to, at + size);
-      const group = makeBranch({ node, from: at, to: end, made, repeats }, h('span', { class: 'json-index' }, `${at} … ${end - 1}`));
+      const name = `${at} … ${end - 1}`;
+      const group = makeBranch({ node, from: at, to: end, made, repeats, memory: partOf(memory, name) }, h('span', { class: 'json-index' }, name));
       groups.push(group);
       children.append(group.item);
     }
   };
   const open = (/** @type {boolean} */ opened) => {
+    if (opened !== children.hidden) return;
+    if (made.byHand) memory.opened = opened;
     if (opened && !children.firstChild) build();
     toggle.setAttribute('aria-expanded', String(opened));
     children.hidden = !opened;
@@ -92,7 +115,9 @@ function makeBranch({ node, from, to, made, repeats }, ...label) {
     groups.find((group) => index < group.to)?.reveal(index);
   };
   const toggle = h('button', { type: 'button', class: 'toggle', 'aria-expanded': 'false', click: () => open(toggle.getAttribute('aria-expanded') !== 'true') }, ...label);
-  return { item: h('li', {}, h('div', { class: 'tree-row' }, toggle), children), to, open, reveal };
+  const branch = { item: h('li', {}, h('div', { class: 'tree-row' }, toggle), children), to, open, reveal };
+  made.byMemory.set(memory, branch);
+  return branch;
 }
 
 /** 1, 100, 10 000…: the smallest that leaves at most a hundred groups. @param {number} count */
@@ -144,6 +169,20 @@ function openFirst(root, made, rows) {
     made.branches.get(queue[at])?.reveal(0);
     rows -= children.length;
     queue.push(...children.filter((child) => child.items.length > 0));
+  }
+}
+
+/** Opens and closes what was opened and closed by hand before; parents first, for they make their children. @param {Memory} top @param {Made} made */
+function restore(top, made) {
+  const queue = [top];
+  for (const memory of queue) {
+    const branch = made.byMemory.get(memory);
+    if (branch && memory.opened !== null) {
+      // What was closed had been open before, and so what is in it is made too.
+      branch.open(true);
+      branch.open(memory.opened);
+    }
+    queue.push(...memory.parts.values());
   }
 }
 
