@@ -15,7 +15,7 @@ const RELAY: [&[&str]; 9] = [
     &["store"],
     &["delivery", "certs", "limits", "metrics", "shutdown"],
 ];
-const CLIENT: [&[&str]; 12] = [
+const CLIENT: [&[&str]; 13] = [
     &["main"],
     &["commands"],
     &["config", "cli"],
@@ -27,7 +27,8 @@ const CLIENT: [&[&str]; 12] = [
     &["forwarder"],
     &["history", "export", "diff"],
     &["filter", "content", "mask"],
-    &["exchange", "target"],
+    &["events"],
+    &["exchange", "target", "harmless"],
 ];
 
 /// What is allowed all the same, and why.
@@ -40,7 +41,7 @@ const ALLOWED: [(&str, &str); 6] = [
     // A row is the store's, the hash and the owner are auth's.
     ("store", "auth"),
     // The events say who was let in.
-    ("exchange", "tunnel"),
+    ("events", "tunnel"),
     // The filter is a flag.
     ("output", "cli"),
 ];
@@ -92,9 +93,10 @@ fn each_mechanism_is_named_in_one_place() {
             &[
                 "relay-server/src/store/sqlite.rs",
                 "tunnel-client/src/history.rs",
+                "tunnel-client/src/history/change.rs",
                 "tunnel-client/src/history/file.rs",
                 "tunnel-client/src/history/read.rs",
-                "tunnel-client/src/history/writer.rs",
+                "tunnel-client/src/history/shared.rs",
             ][..],
         ),
         ("StatusCode::BAD_GATEWAY", &["relay-server/src/public/answer.rs"][..]),

@@ -8,7 +8,8 @@ use hookway_protocol::host::{EndpointName, InvalidName};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::exchange::{Delivered, Event, Events, Listener};
+use crate::events::{Event, Events, Listener};
+use crate::exchange::Delivered;
 use crate::filter::Filter;
 use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
 use crate::history::{History, Recorder};
@@ -158,8 +159,13 @@ impl Client {
                 end = tunnel::run(options.tunnel, target, own.clone(), ended) => end,
                 () = tell_of(own.history(), own.events()) => Ok(()),
             };
-            if let Some(history) = own.history() {
-                history.flush().await;
+            let left = match own.history() {
+                Some(history) => history.flush().await,
+                None => 0,
+            };
+            if left > 0 {
+                let text = format!("{left} of the last requests are not kept: the history could not be written");
+                own.events().tell(Event::Hint { text });
             }
             own.events().end();
             end

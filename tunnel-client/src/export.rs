@@ -3,6 +3,3 @@
 pub(crate) mod curl;
 pub(crate) mod har;
 pub(crate) mod jsonl;
-
-#[cfg(test)]
-mod samples;

@@ -14,10 +14,10 @@ use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRAI
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 
-pub(crate) use body::{OutBody, Passing, Progress, Streaming};
+pub(crate) use body::{OutBody, Progress, Streaming};
 pub(crate) use refusal::AppBody;
 
-use crate::exchange::Events;
+use crate::events::Events;
 use crate::target::Target;
 use app::{App, Patience};
 use refusal::HostHint;
@@ -132,6 +132,7 @@ impl Forwarder {
         let Settings { wait_app, timeout, .. } = self.settings;
         let _ = progress.url.set(format!("{}{}", app.target().origin(), request.uri()));
         let answer = app.send(request, grpc, Patience { wait_app, timeout, progress }).await?;
+        progress.answered();
         Ok(self.host_hint.watch(answer, host.as_ref(), progress.reply.clone()))
     }
 

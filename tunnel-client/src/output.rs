@@ -12,13 +12,17 @@ use tokio::task::JoinHandle;
 use unicode_width::UnicodeWidthChar;
 
 use crate::cli::{Color, GlobalArgs};
-use crate::exchange::{Delivered, Event, Exchange, Outcome};
+use crate::events::Event;
+use crate::exchange::{Delivered, Exchange, Outcome};
+use crate::harmless;
 use crate::mask::{self, Secrets};
 use crate::tunnel::Welcomed;
 use crate::view;
 
 /// When the client stops, a reader that has paused is waited for so long.
 pub(crate) const PRINTED_IN: Duration = Duration::from_secs(2);
+/// Events that wait to be printed: under load the thread that prints is not woken for each.
+const PRINTED_NEXT: usize = 64;
 /// A line has at most this many cells.
 const WIDTH: usize = 100;
 
@@ -65,8 +69,8 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// Takes the event out of its place and prints it, waiting while the one before is being printed. Given up
-    /// before that, it leaves the event there.
+    /// Takes the event out of its place and prints it, waiting while those before are being printed. Given up before
+    /// that, it leaves the event there.
     pub(crate) async fn print(&self, event: &mut Option<Event>) {
         let Ok(free) = self.events.reserve().await else { return };
         if let Some(event) = event.take() {
@@ -98,7 +102,7 @@ impl Output {
 
     /// Prints the events that match.
     pub(crate) fn printer(self) -> Printer {
-        let (events, mut next) = mpsc::channel(1);
+        let (events, mut next) = mpsc::channel(PRINTED_NEXT);
         let thread = tokio::task::spawn_blocking(move || {
             while let Some(event) = next.blocking_recv() {
                 self.event(&event);
@@ -113,14 +117,11 @@ impl Output {
 
     /// A result in JSON. What JSON lets through and a terminal may take for a command is escaped.
     pub(crate) fn json(self, value: &serde_json::Value) {
-        let mut text = String::new();
-        for c in value.to_string().chars() {
-            match steers(c) {
-                true => text.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
-                false => text.push(c),
-            }
-        }
-        self.line(&text);
+        let mut line = Vec::new();
+        // A value in memory always can be.
+        let _ = harmless::json(&mut line, value);
+        line.push(b'\n');
+        let _ = self.bytes(&line);
     }
 
     /// A result.
@@ -131,7 +132,7 @@ impl Output {
 
     /// A result of several lines, from outside in part.
     pub(crate) fn text(self, text: &str) {
-        self.line(&harmless_lines(&text.replace('\t', "    ")));
+        self.line(&harmless::lines(&text.replace('\t', "    ")));
     }
 
     /// A result as it is.
@@ -156,19 +157,25 @@ impl Output {
         }
     }
 
+    /// Something that has gone wrong, though there are results.
+    pub(crate) fn warn(self, text: &str) {
+        let title = paint("warning:", AnsiColor::Yellow, self.colour_errors);
+        diagnose(&format!("{title} {}", harmless::text(text, usize::MAX)));
+    }
+
     /// Something to know beside the results.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet && !self.json {
-            diagnose(&harmless(text, usize::MAX));
+            diagnose(&harmless::text(text, usize::MAX));
         }
     }
 
     pub(crate) fn fail(self, failure: &Failure) {
         let title = paint("error:", AnsiColor::Red, self.colour_errors);
-        let mut text = format!("{title} {}", harmless_lines(&failure.what));
+        let mut text = format!("{title} {}", harmless::lines(&failure.what));
         for (label, more) in [("cause:", &failure.cause), ("next: ", &failure.next)] {
             if let Some(more) = more {
-                let _ = write!(text, "\n  {label} {}", harmless(more, usize::MAX));
+                let _ = write!(text, "\n  {label} {}", harmless::text(more, usize::MAX));
             }
         }
         diagnose(&text);
@@ -194,31 +201,31 @@ impl Output {
         }
         self.title(banner);
         for (name, urls) in &welcomed.urls {
-            let mut urls: Vec<String> = urls.iter().map(|url| harmless(url, 300)).collect();
+            let mut urls: Vec<String> = urls.iter().map(|url| harmless::text(url, 300)).collect();
             if banner.plain_first {
                 urls.reverse();
             }
-            let label = if welcomed.urls.len() == 1 { "Webhook URL".into() } else { harmless(name, 63) };
+            let label = if welcomed.urls.len() == 1 { "Webhook URL".into() } else { harmless::text(name, 63) };
             let more = urls.get(1).map(|url| format!("      ({url})")).unwrap_or_default();
             let first = urls.first().map_or("", String::as_str);
             self.line(&format!("  {label:<13} {}{more}", paint(first, AnsiColor::Cyan, self.colour)));
         }
         self.lines(banner);
         if !welcomed.notice.is_empty() {
-            self.line(&format!("  {:<13} {}", "Notice", harmless(&welcomed.notice, 300)));
+            self.line(&format!("  {:<13} {}", "Notice", harmless::text(&welcomed.notice, 300)));
         }
         self.line(&format!("  {:<13} Ctrl-C\n", "Quit"));
     }
 
     fn title(self, banner: &Banner) {
-        self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), harmless(&banner.title, 200)));
+        self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), harmless::text(&banner.title, 200)));
         self.line("");
     }
 
     fn lines(self, banner: &Banner) {
         let inspector = banner.inspector.as_ref().map(|inspector| ("Inspector", inspector.clone()));
         for (label, text) in banner.lines.iter().cloned().chain(inspector) {
-            self.line(&format!("  {label:<13} {}", harmless(&text, 300)));
+            self.line(&format!("  {label:<13} {}", harmless::text(&text, 300)));
         }
     }
 
@@ -277,8 +284,8 @@ impl Output {
             Outcome::Answered(status) if status.as_u16() < 400 => (status.as_u16().to_string(), AnsiColor::Green),
             Outcome::Answered(status) => (status.as_u16().to_string(), AnsiColor::Yellow),
             Outcome::Cut(status) => (format!("{} cut", status.as_u16()), AnsiColor::Red),
-            Outcome::Failed { short, .. } if delivered.attempt == 0 => (harmless(short, 16), AnsiColor::Yellow),
-            Outcome::Failed { short, .. } => (format!("ERR {}", harmless(short, 16)), AnsiColor::Red),
+            Outcome::Failed { short, .. } if delivered.attempt == 0 => (harmless::text(short, 16), AnsiColor::Yellow),
+            Outcome::Failed { short, .. } => (format!("ERR {}", harmless::text(short, 16)), AnsiColor::Red),
         };
         let (took, size) = (shown_duration(delivered.duration), shown_size(delivered.bytes));
         let mut end = format!("  {took:>8}  {size:>8}  {}", short_id(delivered.id));
@@ -290,10 +297,10 @@ impl Output {
         if delivered.attempt > 1 && delivered.replay_of.is_none() {
             let _ = write!(end, "  attempt {}", delivered.attempt);
         }
-        let method = harmless(&delivered.method, 7);
+        let method = harmless::text(&delivered.method, 7);
         let room = WIDTH.saturating_sub(time.len() + 2 + 7 + 2 + status.len().max(5) + end.chars().count().min(66));
         let cells = room.clamp(8, 34);
-        let path = in_cells(&harmless(&delivered.path, cells - 1), cells - 1) + " ";
+        let path = in_cells(&harmless::text(&delivered.path, cells - 1), cells - 1) + " ";
         let status = paint(&format!("{status:<5}"), colour, self.colour);
         format!("{time}  {method:<7} {path}{status}{end}")
     }
@@ -372,6 +379,7 @@ fn delivery_json(delivered: &Delivered) -> serde_json::Value {
 
 fn shown_duration(duration: Duration) -> String {
     match duration.as_secs_f64() * 1000.0 {
+        0.0 => "–".into(),
         ms if ms < 9.95 => format!("{ms:.1} ms"),
         ms if ms < 9_999.5 => format!("{ms:.0} ms"),
         ms => format!("{:.1} s", ms / 1000.0),
@@ -385,27 +393,6 @@ fn shown_size(bytes: u64) -> String {
         b if b < 999_950_000.0 => format!("{:.1} MB", b / 1e6),
         b => format!("{:.1} GB", b / 1e9),
     }
-}
-
-/// Text from outside without what would steer a terminal: control characters, and those that turn the direction of
-/// writing. At most `most` characters.
-pub(crate) fn harmless(text: &str, most: usize) -> String {
-    let mut shown: String = text.chars().take(most).map(|c| if steers(c) { '�' } else { c }).collect();
-    if text.chars().nth(most).is_some() {
-        shown.pop();
-        shown.push('…');
-    }
-    shown
-}
-
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-        || matches!(c, '\u{e0000}'..='\u{e0fff}')
-}
-
-fn harmless_lines(text: &str) -> String {
-    text.lines().map(|line| harmless(line, usize::MAX)).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

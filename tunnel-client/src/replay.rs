@@ -12,11 +12,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Uri};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use crate::exchange::{Delivered, Exchange, Outcome};
+use crate::exchange::{Delivered, Exchange, Outcome, RawAttempt, RawBody, Room, encoded};
 use crate::forwarder::{Forwarder, OutBody, Progress, Route, Settings};
-use crate::history::{FileError, Record, Recorder, Replay, Taken, Tried, encoded};
+use crate::history::{CarriedOut, FileError, Recorder, Replay, Tried};
 use crate::target::Target;
 
 /// An answer that has no end is read for so long.
@@ -63,8 +62,11 @@ impl Edits {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplayError {
     /// Its end was not kept.
-    #[error("the body was larger than 1 MiB and is not whole")]
+    #[error("the body is not kept whole")]
     Cut,
+    /// Its end had not come.
+    #[error("the end of the body did not come")]
+    Unfinished,
     /// It was put to no app.
     #[error("the request reached no app, so there is none to put it to again")]
     NoTarget,
@@ -75,7 +77,11 @@ pub(crate) enum ReplayError {
 
 /// Why a request that is kept cannot be replayed as it is.
 pub(crate) fn obstacle(exchange: &Exchange) -> Option<ReplayError> {
-    exchange.request.body.is_cut().then_some(ReplayError::Cut)
+    match &exchange.request {
+        request if request.unfinished => Some(ReplayError::Unfinished),
+        request if request.body.is_cut() => Some(ReplayError::Cut),
+        _ => None,
+    }
 }
 
 impl Replayer {
@@ -112,29 +118,25 @@ impl Replayer {
         // Trailers come after chunks, which have no length.
         let length = trailers.is_none().then_some(body.len());
         head.headers = headers(&head.headers, &edits.more_headers, id, original, length);
-        let kept = encoded(|out| head.encode(out));
-        let (method, path, number) = (head.method.to_string(), head.target.to_string(), head.attempt);
+        let (kept, mut delivered) = (encoded(|out| head.encode(out)), Box::new(Delivered::new(&head)));
+        delivered.replay_of = Some(original.id);
         // What the app is told is when the delivery came first.
         head.received_at_us = micros(original.received_at);
         let kept_trailers = trailers.as_ref().map(|trailers| encoded(|out| encode_trailers(trailers, out)));
-        let (size, trailers_bytes) = (body.len() as u64, kept_trailers.unwrap_or_default());
-        let request = Taken { size, bytes: body.clone(), trailers: trailers_bytes };
+        let request =
+            RawBody { size: body.len() as u64, bytes: body.clone(), trailers: kept_trailers.unwrap_or_default() };
         let body = OutBody::Whole(Some(body), trailers.map(Headers::into_map));
-        let tried = put(&forwarder, head, body, number).await;
-        let delivered = Delivered {
-            id,
-            endpoint: original.endpoint.to_string(),
-            method,
-            path,
-            outcome: tried.outcome.clone(),
-            replay_of: Some(original.id),
-            duration: tried.duration,
-            bytes: request.size,
-            attempt: number,
-            is_wanted: true,
-        };
+        let attempt = put(&forwarder, head, body, self.recorder.room()).await;
+        delivered.over(&attempt, request.size);
         let replay = Replay { of: Some(original.id), edited: is_edit };
-        self.recorder.over(Box::new(delivered), || Record::new(id, kept, &request, replay, Some(&tried)));
+        self.recorder.over(delivered, || CarriedOut {
+            id,
+            head: kept,
+            request,
+            unfinished: false,
+            replay,
+            attempt: Tried::Over(attempt),
+        });
         if let Some(history) = self.recorder.history() {
             history.written().await?;
         }
@@ -200,10 +202,9 @@ fn headers(
     all.into_end_to_end_list()
 }
 
-async fn put(forwarder: &Forwarder, head: RequestHead, body: OutBody, number: u32) -> Tried {
-    let (started, at, progress) = (Instant::now(), Timestamp::now(), Progress::new(true));
+async fn put(forwarder: &Forwarder, head: RequestHead, body: OutBody, room: Option<&Arc<Room>>) -> RawAttempt {
+    let (number, progress) = (head.attempt, Progress::new(room));
     let answer = forwarder.forward(head, body, &progress).await;
-    let first_byte = answer.is_ok().then(|| started.elapsed());
     let (outcome, message, reply) = match answer {
         Ok(response) => {
             let status = response.status();
@@ -224,18 +225,7 @@ async fn put(forwarder: &Forwarder, head: RequestHead, body: OutBody, number: u3
         }
         Err(failed) => (Outcome::Failed { failure: failed.failure, short: failed.short }, failed.message, Bytes::new()),
     };
-    Tried {
-        number,
-        at,
-        url: progress.url.get().cloned().unwrap_or_default(),
-        outcome,
-        message,
-        connect: progress.connect.get().copied(),
-        first_byte,
-        duration: started.elapsed(),
-        reply,
-        body: progress.reply.taken(),
-    }
+    progress.over(number, outcome, message, reply)
 }
 
 fn micros(at: Timestamp) -> u64 {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use dial::roots;
 
-use crate::exchange::Event;
+use crate::events::Event;
 use crate::forwarder::Forwarder;
 use crate::history::Recorder;
 use session::{End, Session};

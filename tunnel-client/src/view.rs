@@ -31,7 +31,7 @@ pub(crate) fn summary(exchange: &Exchange, secrets: Secrets) -> Value {
         "status": status,
         "error": error,
         "ok": last.is_none_or(|last| last.outcome.is_ok()),
-        "duration_ms": last.map(|last| millis(last.duration)),
+        "duration_ms": last.and_then(|last| took(last.duration)),
         "bytes": request.body.size,
         "reply_bytes": last.and_then(|last| last.reply.as_ref()).map_or(0, |reply| reply.body.size),
         "attempt": last.map_or(0, |last| last.number),
@@ -76,7 +76,7 @@ pub(crate) fn detail(exchange: &Exchange, secrets: Secrets) -> Value {
             "queued_ms": null,
             "connect_ms": last.and_then(|last| last.connect).map(millis),
             "first_byte_ms": last.and_then(|last| last.first_byte).map(millis),
-            "done_ms": last.map(|last| millis(last.duration)),
+            "done_ms": last.and_then(|last| took(last.duration)),
             "deadline_ms": null,
         },
         "can_replay": obstacle.is_none(),
@@ -96,7 +96,7 @@ fn attempt(attempt: &Attempt, secrets: Secrets) -> Value {
         "message": Some(&attempt.message).filter(|message| !message.is_empty()),
         "connect_ms": attempt.connect.map(millis),
         "first_byte_ms": attempt.first_byte.map(millis),
-        "duration_ms": millis(attempt.duration),
+        "duration_ms": took(attempt.duration),
         "reply": attempt.reply.as_ref().map(|reply| self::reply(reply, secrets)),
     })
 }
@@ -124,6 +124,11 @@ fn answer(outcome: &Outcome) -> (Option<u16>, Option<&str>) {
         Outcome::Cut(status) => (Some(status.as_u16()), Some("cut")),
         Outcome::Failed { short, .. } => (None, Some(short.as_str())),
     }
+}
+
+/// How long an attempt took; unknown of one whose end nobody saw.
+pub(crate) fn took(duration: Duration) -> Option<f64> {
+    (!duration.is_zero()).then(|| millis(duration))
 }
 
 /// With three digits behind the point.

@@ -10,7 +10,8 @@ use super::block_on;
 use crate::cli::{ForwardArgs, GlobalArgs, RelayArgs};
 use crate::client::{Client, Options};
 use crate::config::{self, Files};
-use crate::output::{Failure, Output, harmless};
+use crate::harmless;
+use crate::output::{Failure, Output};
 use crate::target::Target;
 use crate::tunnel::{self, RelayAddress, Welcomed};
 
@@ -44,7 +45,7 @@ pub(super) fn login(
     if output.is_json() {
         output.json(&json!({"relay": relay.to_string(), "owner": welcomed.owner, "file": path.display().to_string()}));
     } else {
-        output.line(&format!("logged in to {relay} as {}", harmless(&welcomed.owner, 64)));
+        output.line(&format!("logged in to {relay} as {}", harmless::text(&welcomed.owner, 64)));
         output.note("next:  hookway 3000");
     }
     Ok(ExitCode::SUCCESS)
@@ -115,7 +116,7 @@ pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<
         let (owner, transport) = (welcomed.owner, welcomed.transport);
         output.json(&json!({"relay": relay.to_string(), "owner": owner, "transport": transport}));
     } else {
-        output.line(&format!("{} at {relay}", harmless(&welcomed.owner, 64)));
+        output.line(&format!("{} at {relay}", harmless::text(&welcomed.owner, 64)));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,12 +17,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use super::block_on;
-use super::forward::{Stop, Watch, follow};
+use super::forward::{Stop, Watch, connect, follow};
 use crate::cli::{HistoryArgs, InspectArgs};
-use crate::client::{Client, Options};
+use crate::client::Options;
 use crate::config;
 use crate::forwarder::HostHeader;
-use crate::history::History;
 use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output};
 use crate::target::Target;
@@ -50,62 +49,75 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
     let started = Instant::now();
     block_on(async move {
         let stop = Stop::new()?;
-        let tasks = TaskTracker::new();
         let server = start_relay(&dev).await?;
-        let demo = if dev.demo { Some(start_demo_app(&tasks).await?) } else { None };
-        let target = match (demo, &dev.target) {
-            (Some(address), _) => address.to_string().parse().map_err(|e| Failure::new(1, format!("{e}")))?,
-            (None, Some(target)) => target.clone(),
-            (None, None) => {
-                return Err(Failure::new(2, "there is nothing to forward to")
-                    .cause("no target was given")
-                    .next("hookway dev 3000      (the port your app listens on), or:  hookway dev --demo"));
-            }
-        };
         let token = make_token(&server).await?;
-        let listener = dev.inspect.listen(output).await;
-        let client = connect(&server, &dev, &target, &token, dev.history.start(output)).await?;
-        let http = server.addresses().http;
-        let listening = TcpStream::connect((target.host(), target.port())).await.is_ok();
-        let wait = if listening { "" } else { "           not listening yet" };
-        let (mut lines, mut more) = (vec![("Forwards to", format!("{target}{wait}"))], vec![]);
-        if let Some(ca) = server.ca() {
-            let ca = ca.display().to_string();
-            lines.push(("CA", ca.clone()));
-            more.push(("ca", ca));
-        }
-        if let Some(http) = http {
-            let url = format!("http://localhost:{}/github", http.port());
-            more.push(("http", format!("http://localhost:{}", http.port())));
-            lines.push(("Try it", format!("curl -d '{{\"hello\":\"world\"}}' {url}")));
-        }
-        let relay = "this machine".to_owned();
-        let tunnel = Tunnel { relay, forwarder: client.forwarder().clone(), plain_first: true };
-        let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
-        let inspector = dev.inspect.start(listener, shown, output);
-        let took = started.elapsed().as_millis();
-        let banner = Banner {
-            title: format!("local relay, nothing leaves this machine          ready in {took} ms"),
-            plain_first: true,
-            inspector: inspector.as_ref().map(|inspector| inspector.url().to_owned()),
-            lines,
-            more,
-        };
-        output.ready(client.welcomed(), &banner);
-        if let (true, Some(http)) = (dev.demo, http) {
-            tasks.spawn(async move {
-                if let Err(error) = send_sample(http).await {
-                    output.note(&format!("the sample could not be sent: {error}"));
-                }
-            });
-        }
-        let watch = Watch { until: dev.once.then_some(1), ..Watch::default() };
-        let end = follow(client, watch, output, stop).await;
+        let end = forward(&dev, &server, &token, started, output, stop).await;
         // Only its own: another `hookway dev` may run beside this one.
         let _ = server.store().revoke_tokens(&token.row.id).await;
         server.shutdown().await;
         end
     })
+}
+
+/// Forwards until told to stop.
+async fn forward(
+    dev: &Dev,
+    server: &Server,
+    token: &NewToken,
+    started: Instant,
+    output: Output,
+    mut stop: Stop,
+) -> Result<ExitCode, Failure> {
+    let tasks = TaskTracker::new();
+    let demo = if dev.demo { Some(start_demo_app(&tasks).await?) } else { None };
+    let target = match (demo, &dev.target) {
+        (Some(address), _) => address.to_string().parse().map_err(|e| Failure::new(1, format!("{e}")))?,
+        (None, Some(target)) => target.clone(),
+        (None, None) => {
+            return Err(Failure::new(2, "there is nothing to forward to")
+                .cause("no target was given")
+                .next("hookway dev 3000      (the port your app listens on), or:  hookway dev --demo"));
+        }
+    };
+    let listener = dev.inspect.listen(output).await;
+    let options = options(server, dev, &target, token)?.history(dev.history.start(output));
+    let relay = "this machine".to_owned();
+    let Some(client) = connect(options, &relay, output, &mut stop).await? else { return Ok(ExitCode::SUCCESS) };
+    let http = server.addresses().http;
+    let listening = TcpStream::connect((target.host(), target.port())).await.is_ok();
+    let wait = if listening { "" } else { "           not listening yet" };
+    let (mut lines, mut more) = (vec![("Forwards to", format!("{target}{wait}"))], vec![]);
+    if let Some(ca) = server.ca() {
+        let ca = ca.display().to_string();
+        lines.push(("CA", ca.clone()));
+        more.push(("ca", ca));
+    }
+    if let Some(http) = http {
+        let url = format!("http://localhost:{}/github", http.port());
+        more.push(("http", format!("http://localhost:{}", http.port())));
+        lines.push(("Try it", format!("curl -d '{{\"hello\":\"world\"}}' {url}")));
+    }
+    let tunnel = Tunnel { relay, forwarder: client.forwarder().clone(), plain_first: true };
+    let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
+    let inspector = dev.inspect.start(listener, shown, output);
+    let took = started.elapsed().as_millis();
+    let banner = Banner {
+        title: format!("local relay, nothing leaves this machine          ready in {took} ms"),
+        plain_first: true,
+        inspector: inspector.as_ref().map(|inspector| inspector.url().to_owned()),
+        lines,
+        more,
+    };
+    output.ready(client.welcomed(), &banner);
+    if let (true, Some(http)) = (dev.demo, http) {
+        tasks.spawn(async move {
+            if let Err(error) = send_sample(http).await {
+                output.note(&format!("the sample could not be sent: {error}"));
+            }
+        });
+    }
+    let watch = Watch { until: dev.once.then_some(1), ..Watch::default() };
+    follow(client, watch, output, stop).await
 }
 
 /// A relay on the loopback, its store and CA kept for the next time.
@@ -150,13 +162,7 @@ async fn make_token(server: &Server) -> Result<NewToken, Failure> {
     })
 }
 
-async fn connect(
-    server: &Server,
-    dev: &Dev,
-    target: &Target,
-    token: &NewToken,
-    history: Option<History>,
-) -> Result<Client, Failure> {
+fn options(server: &Server, dev: &Dev, target: &Target, token: &NewToken) -> Result<Options, Failure> {
     let relay = format!("localhost:{}", server.addresses().https.port());
     let relay = match server.addresses().https.ip() {
         ip if ip.is_unspecified() => relay,
@@ -164,12 +170,12 @@ async fn connect(
     };
     let options = Options::new(&relay, token.token.reveal(), &target.to_string());
     let options = options.map_err(|error| Failure::new(1, error.to_string()))?;
-    let options = options.forward(|forward| forward.host.clone_from(&dev.host_header)).history(history);
-    let mut options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
-    if let Some(ca) = server.ca() {
-        options = options.relay_ca(ca);
-    }
-    Ok(Client::connect(options).await?)
+    let options = options.forward(|forward| forward.host.clone_from(&dev.host_header));
+    let options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
+    Ok(match server.ca() {
+        Some(ca) => options.relay_ca(ca),
+        None => options,
+    })
 }
 
 /// An app that answers everything with what it got.

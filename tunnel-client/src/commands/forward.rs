@@ -12,7 +12,7 @@ use super::block_on;
 use crate::cli::ForwardArgs;
 use crate::client::{Client, Options};
 use crate::config::{self, Files, ProjectEndpoint};
-use crate::exchange::Event;
+use crate::events::Event;
 use crate::forwarder::Route;
 use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output, PRINTED_IN};
@@ -69,7 +69,7 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
 }
 
 /// Connects, saying so when it takes a while. `None` when it was told to stop.
-async fn connect(
+pub(super) async fn connect(
     options: Options,
     relay: &str,
     output: Output,

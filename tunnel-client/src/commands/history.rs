@@ -33,7 +33,7 @@ impl HistoryArgs {
 pub(super) async fn open(limits: Limits, output: Output) -> Result<History, Failure> {
     let history = start(limits)?;
     history.look().await?;
-    history.state().borrow().warnings.iter().for_each(|warning| output.note(warning));
+    history.state().borrow().warnings.iter().for_each(|warning| output.warn(warning));
     Ok(history)
 }
 

@@ -13,7 +13,8 @@ use http::{HeaderName, HeaderValue, Method};
 
 use super::block_on;
 use super::history::open;
-use crate::exchange::{Events, Exchange};
+use crate::events::Events;
+use crate::exchange::Exchange;
 use crate::filter::Filter;
 use crate::forwarder::{HostHeader, Settings};
 use crate::history::{History, Limits, Listed, Recorder, Which};
@@ -109,7 +110,10 @@ pub(super) fn run(asked: &Asked, output: Output) -> Result<ExitCode, Failure> {
 fn failure(original: &Exchange, error: &ReplayError) -> Failure {
     let failure = Failure::new(1, format!("{} cannot be replayed", original.id)).cause(error.to_string());
     failure.next(match error {
-        ReplayError::Cut => "have its provider send it again; bodies of up to 1 MiB are kept whole",
+        ReplayError::Cut => {
+            "have its provider send it again; bodies of up to 1 MiB are kept whole, unless very many come at once"
+        }
+        ReplayError::Unfinished => "have its provider send it again",
         ReplayError::NoTarget => "say where to:  hookway replay ID --to 3000",
         ReplayError::History(_) => "see what is wrong:  hookway -v requests list",
     })

@@ -119,8 +119,8 @@ fn print_attempt(attempt: &Attempt, secrets: Secrets, output: Output) {
     let connect = attempt.connect.map_or("a kept connection".into(), |took| format!("connect {} ms", ms(took)));
     let first = attempt.first_byte.map(|took| format!(", first byte {} ms", ms(took))).unwrap_or_default();
     let url = view::shown(&attempt.url, secrets);
-    let took = ms(attempt.duration);
-    output.text(&format!("\nAttempt {}   {url}   {took} ms ({connect}{first})", attempt.number));
+    let took = view::took(attempt.duration).map(|took| format!("   {took} ms ({connect}{first})"));
+    output.text(&format!("\nAttempt {}   {url}{}", attempt.number, took.unwrap_or_default()));
     if !attempt.message.is_empty() {
         output.text(&attempt.message);
     }

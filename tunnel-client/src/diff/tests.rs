@@ -1,47 +1,11 @@
-use bytes::Bytes;
-use hookway_protocol::id::DeliveryId;
-use http::{Method, StatusCode};
-use jiff::Timestamp;
+use http::StatusCode;
 use rstest::rstest;
 
 use super::*;
-use crate::exchange::Request;
-
-fn headers_of(fields: &[(&'static str, &'static [u8])]) -> Headers {
-    let field = |&(name, value): &(&'static str, &'static [u8])| {
-        (HeaderName::from_static(name), HeaderValue::from_bytes(value).expect("a value"))
-    };
-    fields.iter().map(field).collect()
-}
-
-fn exchange(target: &'static str, headers: Headers, body: impl Into<Bytes>) -> Exchange {
-    let bytes = body.into();
-    Exchange {
-        seq: 1,
-        version: 1,
-        id: DeliveryId::from_bytes([1; 16]),
-        endpoint: "billing".parse().expect("a name"),
-        remote: "203.0.113.9".into(),
-        received_at: Timestamp::UNIX_EPOCH,
-        http2: false,
-        request: Request {
-            method: Method::POST,
-            target: http::uri::PathAndQuery::from_static(target),
-            headers,
-            body: Kept { size: bytes.len() as u64, bytes },
-            trailers: Headers::default(),
-        },
-        attempts: Vec::new(),
-        replay_of: None,
-        edited: false,
-        pinned: false,
-    }
-}
+use crate::exchange::samples;
 
 fn bodies(content_type: &'static str, a: &str, b: &str) -> Diff {
-    let of = |body: &str| {
-        exchange("/", headers_of(&[("content-type", content_type.as_bytes())]), Bytes::copy_from_slice(body.as_bytes()))
-    };
+    let of = |body: &str| samples::request("POST", "/", &[("content-type", content_type.as_bytes())], body.as_bytes());
     Diff::of(&of(a), &of(b), Secrets::Masked)
 }
 
@@ -134,15 +98,9 @@ fn hostile_lines_end_in_time() {
 
 #[test]
 fn headers_as_sets() {
-    let a = headers_of(&[
-        ("x", b"1"),
-        ("x", b"2"),
-        ("authorization", b"a"),
-        ("date", b"1"),
-        ("y", b"\xe9"),
-        ("host", b"a"),
-    ]);
-    let b = headers_of(&[
+    let a: &[(&str, &[u8])] =
+        &[("x", b"1"), ("x", b"2"), ("authorization", b"a"), ("date", b"1"), ("y", b"\xe9"), ("host", b"a")];
+    let b: &[(&str, &[u8])] = &[
         ("host", b"a"),
         ("x", b"2"),
         ("authorization", b"b"),
@@ -150,8 +108,10 @@ fn headers_as_sets() {
         ("y", b"\xe8"),
         ("x", b"3"),
         ("z", b""),
-    ]);
-    let diff = Diff::of(&exchange("/?a=1&key=1", a, ""), &exchange("/?a=1&key=2", b, ""), Secrets::Masked);
+    ];
+    let (a, b) = (("/?a=1&key=1", a), ("/?a=1&key=2", b));
+    let [a, b] = [a, b].map(|(target, fields)| samples::request("POST", target, fields, b""));
+    let diff = Diff::of(&a, &b, Secrets::Masked);
     let want = [
         "Change path: /?a=1&key=•••• > /?a=1&key=•••• (differs)",
         "Change authorization: •••• > •••• (differs)",
@@ -165,22 +125,13 @@ fn headers_as_sets() {
 
 #[test]
 fn replies_of_the_last_attempt() {
-    let attempt = |status: u16, body: &'static str| Attempt {
-        number: 1,
-        at: Timestamp::UNIX_EPOCH,
-        url: String::new(),
-        outcome: Outcome::Answered(StatusCode::OK),
-        message: String::new(),
-        connect: None,
-        first_byte: None,
-        duration: Duration::ZERO,
-        reply: Some(Reply {
-            status: StatusCode::from_u16(status).expect("a status"),
-            body: Kept { bytes: Bytes::from_static(body.as_bytes()), size: body.len() as u64 },
-            ..no_reply()
-        }),
+    let attempt = |status: u16, body: &str| {
+        let mut attempt = samples::attempt("", &[], body.as_bytes());
+        let reply = attempt.reply.as_mut().expect("an answer");
+        reply.status = StatusCode::from_u16(status).expect("a status");
+        attempt
     };
-    let with = |attempts| Exchange { attempts, ..exchange("/", Headers::default(), "") };
+    let with = |attempts| Exchange { attempts, ..samples::request("POST", "/", &[], b"") };
     let a = with(vec![attempt(500, "no"), attempt(200, "ok")]);
     assert!(Diff::of(&a, &with(vec![attempt(200, "ok")]), Secrets::Masked).same);
     let diff = Diff::of(&a, &with(vec![attempt(201, "OK")]), Secrets::Masked);

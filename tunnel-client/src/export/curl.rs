@@ -79,6 +79,9 @@ fn notes(exchange: &Exchange) -> String {
     if body.is_cut() {
         notes.push_str(&format!("# only the first {} of {} bytes of the body are kept\n", body.bytes.len(), body.size));
     }
+    if exchange.request.unfinished {
+        notes.push_str("# the end of the body did not come\n");
+    }
     if !exchange.request.trailers.is_empty() {
         notes.push_str("# curl sends no trailers\n");
     }
@@ -89,7 +92,7 @@ fn url(exchange: &Exchange, base: Option<&str>, secrets: Secrets) -> String {
     let target = exchange.request.target.as_str();
     let url = match (base, exchange.attempts.last()) {
         (None, Some(attempt)) if attempt.url.contains('?') => attempt.url.clone(),
-        (None, Some(attempt)) => match exchange.request.target.query() {
+        (None, Some(attempt)) if !attempt.url.is_empty() => match exchange.request.target.query() {
             Some(query) => format!("{}?{query}", attempt.url),
             None => attempt.url.clone(),
         },
@@ -156,7 +159,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::export::samples;
+    use crate::exchange::samples;
 
     /// What the command sends: the request line, the fields in order, the body.
     fn sent(exchange: &Exchange, secrets: Secrets) -> (String, Vec<Vec<u8>>, Vec<u8>) {
@@ -224,7 +227,7 @@ mod tests {
     #[case::over_a_mebibyte(&[b'x'; 1_100_000])]
     fn bodies(#[case] body: &[u8], #[values("POST", "GET", "DELETE", "PUT")] method: &str) {
         let length = body.len().to_string();
-        let exchange = samples::exchange(method, "/", &[("content-length", length.as_bytes())], body);
+        let exchange = samples::request(method, "/", &[("content-length", length.as_bytes())], body);
         let (first, fields, got) = sent(&exchange, Secrets::Shown);
         assert_eq!((first, got == body), (format!("{method} / HTTP/1.1"), true));
         let fields: Vec<_> = fields.iter().map(|field| String::from_utf8_lossy(field).to_lowercase()).collect();
@@ -242,7 +245,7 @@ mod tests {
     #[case("X'Y")]
     fn without_a_body(#[case] method: &str) {
         let (first, fields, body) =
-            sent(&samples::exchange(method, "/", &[("host", b"a.example")], b""), Secrets::Shown);
+            sent(&samples::request(method, "/", &[("host", b"a.example")], b""), Secrets::Shown);
         assert_eq!((first, body.len()), (format!("{method} / HTTP/1.1"), 0));
         assert_eq!(fields, [b"host: a.example"]);
     }
@@ -266,7 +269,7 @@ mod tests {
             ("authorization", b"Bearer x"),
             ("accept-encoding", b"gzip"),
         ];
-        let exchange = samples::exchange("POST", "/", fields, b"");
+        let exchange = samples::request("POST", "/", fields, b"");
         let plain = |(name, value): &(&str, &[u8])| {
             let blank: &[u8] = if value.is_empty() { b":" } else { b": " };
             [name.as_bytes(), blank, value].concat()
@@ -289,13 +292,13 @@ mod tests {
     #[case("/\"|^~*")]
     #[case("/?q=http://x/?y")]
     fn targets(#[case] target: &str) {
-        let (first, _, _) = sent(&samples::exchange("GET", target, &[], b""), Secrets::Shown);
+        let (first, _, _) = sent(&samples::request("GET", target, &[], b""), Secrets::Shown);
         assert_eq!(first, format!("GET {target} HTTP/1.1"));
     }
 
     #[test]
     fn the_url_is_that_of_the_last_attempt() {
-        let mut exchange = samples::exchange("GET", "/a?key=1", &[], b"");
+        let mut exchange = samples::request("GET", "/a?key=1", &[], b"");
         exchange.attempts = vec![samples::attempt("http://localhost:3000/x/a", &[], b"")];
         let command = curl(&exchange, None, Secrets::Shown).command;
         assert!(command.starts_with("curl --path-as-is -g 'http://localhost:3000/x/a?key=1'"), "{command}");
@@ -305,7 +308,7 @@ mod tests {
 
     #[test]
     fn what_it_cannot_do_is_said() {
-        let mut exchange = samples::exchange("POST", "/", &[], b"abc");
+        let mut exchange = samples::request("POST", "/", &[], b"abc");
         exchange.request.body.size = 10;
         exchange.request.trailers = samples::headers(&[("x-sum", b"1")]);
         let command = curl(&exchange, None, Secrets::Shown).command;

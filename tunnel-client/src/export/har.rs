@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::content::{self, Plain};
 use crate::exchange::{Attempt, Exchange, Kept, Outcome};
+use crate::harmless;
 use crate::mask::{self, MASK, Secrets};
 
 /// Writes the exchanges with their last attempts, one after the other: only one is in memory at a time.
@@ -20,7 +21,7 @@ pub(crate) fn har(exchanges: impl Iterator<Item = Exchange>, secrets: Secrets, o
     write!(out, "{{\"log\":{{\"version\":\"1.2\",\"creator\":{creator},\"pages\":[],\"entries\":[")?;
     for (i, exchange) in exchanges.enumerate() {
         out.write_all(if i == 0 { b"\n" } else { b",\n" })?;
-        serde_json::to_writer(&mut *out, &entry(&exchange, secrets))?;
+        harmless::json(&mut *out, &entry(&exchange, secrets))?;
     }
     out.write_all(b"\n]}}\n")
 }
@@ -34,6 +35,8 @@ fn entry(exchange: &Exchange, secrets: Secrets) -> Value {
         "startedDateTime": format!("{:.6}", attempt.map_or(exchange.received_at, |attempt| attempt.at)),
         // Chromium takes it for the end of the request: it is the sum of the timings that are not -1.
         "time": timings.total,
+        // Chromium goes by the answer's type else, and calls JSON a script.
+        "_resourceType": "fetch",
         "request": request(exchange, http, secrets),
         "response": response(attempt, secrets),
         // Both want the object to be there.
@@ -86,7 +89,7 @@ fn request(exchange: &Exchange, http: &str, secrets: Secrets) -> Value {
 fn post_data(headers: &Headers, body: &Kept) -> Value {
     let media_type = media_type(headers);
     let plain = Plain::of(headers, body);
-    let mut data = text(&plain, "_encoding");
+    let mut data = text(&plain);
     if let Some((content::Kind::Form, text)) = plain.text() {
         let params: Vec<_> =
             content::form(&text).into_iter().map(|f| json!({"name": f.name, "value": f.value})).collect();
@@ -98,7 +101,7 @@ fn post_data(headers: &Headers, body: &Kept) -> Value {
 
 fn response(attempt: Option<&Attempt>, secrets: Secrets) -> Value {
     let Some(reply) = attempt.and_then(|attempt| attempt.reply.as_ref()) else {
-        // All of it has to be there even when there was no answer; both show status 0 as failed.
+        // All of it has to be there even when there was no answer. Firefox shows status 0 as failed, Chromium greys it.
         return json!({
             "status": 0, "statusText": "", "httpVersion": "", "cookies": [], "headers": [],
             "content": {"size": 0, "mimeType": "x-unknown"}, "redirectURL": "", "headersSize": -1, "bodySize": -1,
@@ -106,7 +109,7 @@ fn response(attempt: Option<&Attempt>, secrets: Secrets) -> Value {
         });
     };
     let plain = Plain::of(&reply.headers, &reply.body);
-    let mut content = text(&plain, "encoding");
+    let mut content = text(&plain);
     content.insert("size".into(), plain.bytes.len().into());
     content.insert("mimeType".into(), media_type(&reply.headers).into());
     let location = reply.headers.get(&header::LOCATION).map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -126,13 +129,14 @@ fn response(attempt: Option<&Attempt>, secrets: Secrets) -> Value {
     })
 }
 
-/// The inflated bytes as `text`; in base64, said in the field `encoding`, when they are no UTF-8.
-fn text(plain: &Plain, encoding: &str) -> Map<String, Value> {
+/// The inflated bytes as `text`; in base64, said in the field `encoding`, when they are no UTF-8. HAR 1.2 has that field
+/// for answers only; who reads requests in base64 looks for it there, too.
+fn text(plain: &Plain) -> Map<String, Value> {
     let mut fields = Map::new();
     match std::str::from_utf8(&plain.bytes) {
         Ok(text) => fields.insert("text".into(), text.into()),
         Err(_) => {
-            fields.insert(encoding.into(), "base64".into());
+            fields.insert("encoding".into(), "base64".into());
             fields.insert("text".into(), STANDARD.encode(&plain.bytes).into())
         }
     };
@@ -151,13 +155,15 @@ fn media_type(headers: &Headers) -> String {
 fn url(exchange: &Exchange, secrets: Secrets) -> String {
     let target = &exchange.request.target;
     let host = exchange.request.headers.get(&header::HOST).and_then(|host| host.to_str().ok());
-    let url = match exchange.attempts.last() {
-        Some(attempt) if attempt.url.contains('?') => attempt.url.clone(),
-        Some(attempt) => target.query().map_or_else(|| attempt.url.clone(), |query| format!("{}?{query}", attempt.url)),
+    // It may have been put nowhere.
+    let url = match exchange.attempts.last().map(|attempt| &attempt.url).filter(|url| !url.is_empty()) {
+        Some(url) if url.contains('?') => url.clone(),
+        Some(url) => target.query().map_or_else(|| url.clone(), |query| format!("{url}?{query}")),
         None => format!("https://{}{target}", host.unwrap_or(exchange.endpoint.as_str())),
     };
     match secrets {
-        Secrets::Masked => mask::url(&url).into_owned(),
+        // As it stands in a URL.
+        Secrets::Masked => mask::url(&url).replace(MASK, "%E2%80%A2%E2%80%A2%E2%80%A2%E2%80%A2"),
         Secrets::Shown => url,
     }
 }
@@ -226,7 +232,7 @@ impl Timings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::samples;
+    use crate::exchange::samples;
 
     fn log(exchanges: Vec<Exchange>, secrets: Secrets) -> Value {
         let mut out = Vec::new();
@@ -290,7 +296,7 @@ mod tests {
             ("content-type", b"application/x-www-form-urlencoded"),
             ("x", b"caf\xe9"),
         ];
-        let mut exchange = samples::exchange("POST", "/a?x=%201&x=2&token=t", fields, b"a=1&a=2+");
+        let mut exchange = samples::request("POST", "/a?x=%201&x=2&token=t", fields, b"a=1&a=2+");
         let reply: &[(&str, &[u8])] = &[("set-cookie", b"s=1; Path=/"), ("location", b"/there")];
         exchange.attempts = vec![samples::attempt("http://localhost:3000/a", reply, b"\xff\0")];
         let shown = log(vec![exchange.clone(), exchange.clone()], Secrets::Shown);
@@ -311,7 +317,10 @@ mod tests {
 
         let masked = log(vec![exchange], Secrets::Masked);
         let entry = &masked["entries"][0];
-        assert_eq!(entry["request"]["url"], format!("http://localhost:3000/a?x=%201&x=2&token={MASK}"));
+        assert_eq!(
+            entry["request"]["url"],
+            "http://localhost:3000/a?x=%201&x=2&token=%E2%80%A2%E2%80%A2%E2%80%A2%E2%80%A2"
+        );
         assert_eq!(entry["request"]["cookies"][0], json!({"name": "a", "value": MASK}));
         assert_eq!(entry["request"]["queryString"][2]["value"], MASK);
         assert_eq!(entry["response"]["headers"][0]["value"], MASK);
@@ -319,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_failure_and_a_pending_one() {
-        let mut failed = samples::exchange("GET", "/", &[("host", b"billing.example")], b"");
+        let mut failed = samples::request("GET", "/", &[("host", b"billing.example")], b"");
         let pending = failed.clone();
         let mut attempt = samples::attempt("http://localhost:3000/", &[], b"");
         attempt.reply = None;

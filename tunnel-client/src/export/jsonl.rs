@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::{Attempt, Exchange, Kept, Outcome, Reply, Request};
+use crate::harmless;
 use crate::mask::{self, MASK, Secrets};
 
 /// The version of the format: a reader takes every line of its own or an older one.
@@ -40,7 +41,7 @@ pub(crate) fn write(exchange: &Exchange, secrets: Secrets, out: &mut dyn Write) 
     let mut masker = Masker { secrets, masked: false };
     let mut line = Line::of(exchange, &mut masker);
     line.masked = masker.masked;
-    serde_json::to_writer(&mut *out, &line)?;
+    harmless::json(&mut *out, &line)?;
     out.write_all(b"\n")
 }
 
@@ -109,12 +110,15 @@ struct RequestLine {
     headers: Fields,
     body: Body,
     trailers: Fields,
+    /// The body's end had not come.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unfinished: bool,
 }
 
 impl Default for RequestLine {
     fn default() -> Self {
         let (headers, body, trailers) = Default::default();
-        Self { method: "POST".into(), path: "/".into(), headers, body, trailers }
+        Self { method: "POST".into(), path: "/".into(), headers, body, trailers, unfinished: false }
     }
 }
 
@@ -281,6 +285,7 @@ impl Line {
                 headers: masker.fields(&exchange.request.headers),
                 body: Body::of(&exchange.request.body),
                 trailers: masker.fields(&exchange.request.trailers),
+                unfinished: exchange.request.unfinished,
             },
             attempts: exchange.attempts.iter().map(|attempt| AttemptLine::of(attempt, masker)).collect(),
         }
@@ -303,6 +308,7 @@ impl Line {
                 headers: headers(request.headers)?,
                 body: request.body.into_kept()?,
                 trailers: headers(request.trailers)?,
+                unfinished: request.unfinished,
             },
             attempts: self.attempts.into_iter().map(AttemptLine::into_attempt).collect::<Result<_, _>>()?,
             replay_of: self.replay_of.map(id).transpose()?,

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::{Failed, OutBody, Progress};
-use crate::exchange::{Event, Events};
+use crate::events::{Event, Events};
 use crate::target::{self, Target};
 
 /// Connections kept for the next deliveries.

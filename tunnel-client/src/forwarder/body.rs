@@ -6,15 +6,15 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hookway_protocol::WHOLE_BODY;
 use hookway_protocol::frame::Frame;
 use hookway_protocol::head;
 use hookway_protocol::headers::{Headers, allowed_in_trailers};
 use hookway_protocol::link::{Receiver, StreamError};
 use http::HeaderMap;
 use http_body::{Body, SizeHint};
+use jiff::Timestamp;
 
-use crate::history::{Taken, encoded};
+use crate::exchange::{Beginning, Outcome, RawAttempt, RawBody, Room, encoded};
 
 /// A body for the app.
 #[derive(Debug)]
@@ -42,16 +42,17 @@ pub(crate) struct Passing(Mutex<Passed>);
 struct Passed {
     size: u64,
     last: Instant,
-    keeps: bool,
-    beginning: Vec<u8>,
+    beginning: Option<Beginning>,
     /// As encoded.
     trailers: Bytes,
+    has_ended: bool,
 }
 
 impl Passing {
-    pub(crate) fn new(keeps: bool) -> Self {
-        let beginning = Vec::new();
-        Self(Mutex::new(Passed { size: 0, last: Instant::now(), keeps, beginning, trailers: Bytes::new() }))
+    fn new(room: Option<Arc<Room>>) -> Self {
+        let beginning = room.map(Beginning::new);
+        let last = Instant::now();
+        Self(Mutex::new(Passed { size: 0, last, beginning, trailers: Bytes::new(), has_ended: false }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Passed> {
@@ -59,14 +60,32 @@ impl Passing {
     }
 
     /// More passed; says how much it is by now.
-    pub(crate) fn add(&self, data: &[u8]) -> u64 {
+    fn add(&self, data: &Bytes) -> u64 {
         let mut passed = self.lock();
-        if passed.keeps {
-            let room = WHOLE_BODY - passed.beginning.len();
-            passed.beginning.extend_from_slice(&data[..data.len().min(room)]);
+        let size = passed.size;
+        // Nothing after a gap.
+        if let Some(beginning) = passed.beginning.as_mut().filter(|beginning| beginning.bytes().len() as u64 == size) {
+            beginning.add(data);
         }
-        (passed.size, passed.last) = (passed.size + data.len() as u64, Instant::now());
+        (passed.size, passed.last) = (size + data.len() as u64, Instant::now());
         passed.size
+    }
+
+    /// All of it is there.
+    pub(crate) fn whole(&self, body: &RawBody) {
+        self.add(&body.bytes);
+        self.add_trailers(&body.trailers);
+        self.end();
+    }
+
+    fn end(&self) {
+        self.lock().has_ended = true;
+    }
+
+    /// Whether a request's end has not come. Nobody looks for that of a body whose length was announced.
+    pub(crate) fn is_unfinished(&self, announced: Option<u64>) -> bool {
+        let passed = self.lock();
+        !passed.has_ended && announced != Some(passed.size)
     }
 
     /// A frame of a body passes.
@@ -81,7 +100,7 @@ impl Passing {
 
     fn add_trailers(&self, encoded: &Bytes) {
         let mut passed = self.lock();
-        if passed.keeps {
+        if passed.beginning.is_some() {
             passed.trailers = encoded.clone();
         }
     }
@@ -91,35 +110,76 @@ impl Passing {
     }
 
     /// When the last piece passed.
-    pub(crate) fn last(&self) -> Instant {
+    pub(super) fn last(&self) -> Instant {
         self.lock().last
     }
 
-    /// What is kept of it.
-    pub(crate) fn taken(&self) -> Taken {
+    /// What is kept of it so far.
+    pub(crate) fn taken(&self) -> RawBody {
         let passed = self.lock();
-        // A copy: it may be asked for before the end as well.
-        let (bytes, trailers) = (Bytes::copy_from_slice(&passed.beginning), passed.trailers.clone());
-        Taken { bytes, size: passed.size, trailers }
+        let bytes = passed.beginning.as_ref().map(|beginning| beginning.bytes().clone());
+        RawBody { bytes: bytes.unwrap_or_default(), size: passed.size, trailers: passed.trailers.clone() }
     }
 }
 
-/// How an exchange goes, as the one that puts it to the app learns it.
+/// How an attempt goes, as those who put it to the app learn it.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    started: Instant,
+    at: Timestamp,
     pub(crate) request: Arc<Passing>,
-    pub(crate) reply: Arc<Passing>,
+    pub(super) reply: Arc<Passing>,
     /// Where it was put to.
-    pub(crate) url: OnceLock<String>,
+    pub(super) url: OnceLock<String>,
     /// How long connecting took, if it was done for this exchange.
-    pub(crate) connect: OnceLock<Duration>,
+    pub(super) connect: OnceLock<Duration>,
+    first_byte: OnceLock<Duration>,
 }
 
 impl Progress {
-    /// Of an exchange whose bodies are kept, or not.
-    pub(crate) fn new(keeps: bool) -> Self {
-        let passing = || Arc::new(Passing::new(keeps));
-        Self { request: passing(), reply: passing(), url: OnceLock::new(), connect: OnceLock::new() }
+    /// An attempt begins. `room` is where its bodies are kept, if they are.
+    pub(crate) fn new(room: Option<&Arc<Room>>) -> Self {
+        let passing = || Arc::new(Passing::new(room.cloned()));
+        Self {
+            started: Instant::now(),
+            at: Timestamp::now(),
+            request: passing(),
+            reply: passing(),
+            url: OnceLock::new(),
+            connect: OnceLock::new(),
+            first_byte: OnceLock::new(),
+        }
+    }
+
+    /// The head of the answer is there.
+    pub(super) fn answered(&self) {
+        let _ = self.first_byte.set(self.started.elapsed());
+    }
+
+    /// When it began.
+    pub(crate) const fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// Where it is put to; empty as long as that is open.
+    pub(crate) fn url(&self) -> String {
+        self.url.get().cloned().unwrap_or_default()
+    }
+
+    /// The attempt is over. `reply` is the head of the answer, as encoded.
+    pub(crate) fn over(self, number: u32, outcome: Outcome, message: String, reply: Bytes) -> RawAttempt {
+        RawAttempt {
+            number,
+            at: self.at,
+            url: self.url.into_inner().unwrap_or_default(),
+            outcome,
+            message,
+            connect: self.connect.into_inner(),
+            first_byte: self.first_byte.into_inner(),
+            duration: self.started.elapsed(),
+            reply,
+            body: self.reply.taken(),
+        }
     }
 }
 
@@ -137,10 +197,12 @@ impl Streaming {
             }
             Ok(Some(Frame::Trailers(bytes))) => {
                 self.passing.add_trailers(&bytes);
+                self.passing.end();
                 let trailers = head::decode_trailers(&bytes).map_err(StreamError::from);
                 Some(trailers.map(|trailers| http_body::Frame::trailers(trailers.into_map())))
             }
             Ok(Some(Frame::End)) => {
+                self.passing.end();
                 self.done = true;
                 None
             }

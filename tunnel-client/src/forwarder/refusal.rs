@@ -10,8 +10,9 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{HostHeader, Passing};
-use crate::exchange::{Event, Events};
+use super::HostHeader;
+use super::body::Passing;
+use crate::events::{Event, Events};
 
 /// As much of an answer is looked at.
 const LOOKED_AT: usize = 4096;

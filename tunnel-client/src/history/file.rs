@@ -1,5 +1,6 @@
 //! The history's file: SQLite, what is in it sealed.
 
+use std::fs::TryLockError;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use super::key::{Key, KeyPlace};
 const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE exchange (
         seq INTEGER PRIMARY KEY, version INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, at INTEGER NOT NULL,
-        size INTEGER NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, heads BLOB NOT NULL
+        size INTEGER NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, open INTEGER NOT NULL, heads BLOB NOT NULL
     ) STRICT;
     CREATE INDEX exchange_version ON exchange (version);
+    CREATE INDEX exchange_open ON exchange (seq) WHERE open = 1;
     CREATE TABLE body (seq INTEGER PRIMARY KEY, sealed BLOB NOT NULL) STRICT;
     CREATE TABLE total (
         one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL, count INTEGER NOT NULL,
@@ -87,6 +89,38 @@ pub(super) struct File {
     inode: u64,
 }
 
+/// That somebody goes on with exchanges: those programs share a lock as long as they live.
+#[derive(Debug)]
+pub(super) struct InUse {
+    keeps: bool,
+    held: Option<std::fs::File>,
+}
+
+impl InUse {
+    /// Of a program that keeps the exchanges that it carries out, or only looks at what others keep.
+    pub(super) const fn new(keeps: bool) -> Self {
+        Self { keeps, held: None }
+    }
+
+    /// Whether nobody does. Only under the folder's lock: no two programs find that at once.
+    fn by_nobody(&mut self, folder: &Path) -> io::Result<bool> {
+        if self.held.is_some() {
+            return Ok(false);
+        }
+        let file = lock_file(&folder.join("in-use"))?;
+        let nobody = match file.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Error(error)) => return Err(error),
+        };
+        if self.keeps {
+            file.lock_shared()?;
+            self.held = Some(file);
+        }
+        Ok(nobody)
+    }
+}
+
 /// What there is to say about opening.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Opened {
@@ -97,46 +131,64 @@ pub(super) struct Opened {
 }
 
 impl File {
-    /// Opens the file, or makes one. What is damaged or sealed with a lost key is set aside.
-    pub(super) fn open(path: &Path) -> Result<(Self, Opened), FileError> {
+    /// Opens the file, or makes one. What is damaged or sealed with a lost key is set aside. Where nobody goes on with
+    /// exchanges, those that are not over never will be, and are ended.
+    pub(super) fn open(path: &Path, in_use: &mut InUse) -> Result<(Self, Opened), FileError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let _lock = lock(folder)?;
         let found = Key::find(folder)?;
         let mut opened = Opened { new_key: found.is_new.then_some(found.place), set_aside: None };
-        let file = match Self::try_open(path, found.key) {
-            Err((error @ (FileError::Damaged(_) | FileError::OtherKey), key)) => {
+        let key = Arc::new(found.key);
+        let abandoned = in_use.by_nobody(folder).unwrap_or_else(|error| {
+            tracing::warn!(%error, "it cannot be found out whether another client is running");
+            false
+        });
+        let file = match Self::try_open(path, key.clone(), abandoned) {
+            Err(error @ (FileError::Damaged(_) | FileError::OtherKey)) => {
                 let aside = set_aside(path)?;
                 opened.set_aside = Some((aside, error.sentence()));
-                Self::try_open(path, key).map_err(|(error, _)| error)?
+                Self::try_open(path, key, abandoned)?
             }
-            opened => opened.map_err(|(error, _)| error)?,
+            opened => opened?,
         };
         Ok((file, opened))
     }
 
-    fn try_open(path: &Path, key: Key) -> Result<Self, (FileError, Key)> {
-        let open = || -> Result<_, FileError> {
-            // SQLite gives the files beside it the same rights.
-            drop(std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?);
-            let mut db = Connection::open(path)?;
-            db.busy_timeout(BUSY)?;
-            let is_empty = db.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0))? == 0;
-            if is_empty {
-                db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-            }
-            db.pragma_update(None, "journal_mode", "WAL")?;
-            // A crash of the program loses nothing; one of the machine may lose the last moments.
-            db.pragma_update(None, "synchronous", "NORMAL")?;
-            db.pragma_update(None, "journal_size_limit", 16 << 20)?;
-            migrate(&mut db, path, &MIGRATIONS)?;
-            check(&db, &key)?;
-            Ok((db, std::fs::metadata(path)?.ino()))
-        };
-        match open() {
-            Ok((db, inode)) => Ok(Self { db, key: Arc::new(key), path: path.to_owned(), inode }),
-            Err(error) => Err((error, key)),
+    fn try_open(path: &Path, key: Arc<Key>, abandoned: bool) -> Result<Self, FileError> {
+        // SQLite gives the files beside it the same rights.
+        drop(std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?);
+        let mut db = Connection::open(path)?;
+        db.busy_timeout(BUSY)?;
+        let is_empty = db.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0))? == 0;
+        if is_empty {
+            db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         }
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        // A crash of the program loses nothing; one of the machine may lose the last moments.
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        db.pragma_update(None, "journal_size_limit", 16 << 20)?;
+        migrate(&mut db, path, &MIGRATIONS)?;
+        check(&db, &key)?;
+        let inode = std::fs::metadata(path)?.ino();
+        let mut file = Self { db, key, path: path.to_owned(), inode };
+        if abandoned {
+            match file.end_abandoned() {
+                Err(error @ FileError::Damaged(_)) => return Err(error),
+                // They can be read as they are.
+                Err(error) => tracing::warn!(error = error.sentence(), "what was left pending stays so"),
+                Ok(()) => {}
+            }
+        }
+        Ok(file)
+    }
+
+    fn end_abandoned(&mut self) -> Result<(), FileError> {
+        // Changes nothing where there is nothing to change: somebody else may be writing.
+        if self.db.prepare("SELECT 1 FROM exchange WHERE open = 1")?.exists([])? {
+            self.change(|change| change.end_abandoned())?;
+        }
+        Ok(())
     }
 
     /// Another connection for reading.
@@ -148,14 +200,14 @@ impl File {
     }
 
     /// Gives up a file that turned out to be damaged, and opens another; what was there is kept.
-    pub(super) fn give_up(self, why: &FileError) -> Result<(Self, Opened), FileError> {
+    pub(super) fn give_up(self, why: &FileError, in_use: &mut InUse) -> Result<(Self, Opened), FileError> {
         let path = self.path.clone();
         let lock = lock(path.parent().unwrap_or(Path::new(".")))?;
         let is_current = self.is_current();
         drop(self);
         let aside = if is_current { Some((set_aside(&path)?, why.sentence())) } else { None };
         drop(lock);
-        let (file, opened) = Self::open(&path)?;
+        let (file, opened) = Self::open(&path, in_use)?;
         Ok((file, Opened { set_aside: opened.set_aside.or(aside), ..opened }))
     }
 
@@ -167,17 +219,21 @@ impl File {
 
 /// Held while a file is made, mended or set aside: two programs must not do that at once.
 fn lock(folder: &Path) -> Result<std::fs::File, FileError> {
-    let file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("lock"))?;
+    let file = lock_file(&folder.join("lock"))?;
     let started = std::time::Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if started.elapsed() < BUSY => std::thread::sleep(LOOK),
-            Err(std::fs::TryLockError::WouldBlock) => return Err(FileError::Locked),
-            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if started.elapsed() < BUSY => std::thread::sleep(LOOK),
+            Err(TryLockError::WouldBlock) => return Err(FileError::Locked),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
         }
     }
+}
+
+fn lock_file(path: &Path) -> io::Result<std::fs::File> {
+    // Some file systems share no lock of a file that is not open for reading.
+    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// Brings the schema up to date, in one step; before that a copy is made of what was there.
@@ -240,20 +296,20 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("history.db");
         std::fs::write(&path, vec![b'x'; 8192]).expect("written");
-        let (_, opened) = File::open(&path).expect("a new file");
+        let (_, opened) = File::open(&path, &mut InUse::new(true)).expect("a new file");
         let (aside, why) = opened.set_aside.expect("set aside");
         assert_eq!(std::fs::read(aside).expect("the old file").len(), 8192);
         assert!(why.starts_with("the file is damaged: "), "{why}");
-        assert_eq!(File::open(&path).expect("opens").1, Opened::default());
+        assert_eq!(File::open(&path, &mut InUse::new(true)).expect("opens").1, Opened::default());
     }
 
     #[test]
     fn a_lost_key_sets_the_history_aside() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("history.db");
-        assert!(File::open(&path).expect("a new file").1.new_key.is_some(), "said once");
+        assert!(File::open(&path, &mut InUse::new(true)).expect("a new file").1.new_key.is_some(), "said once");
         std::fs::remove_file(folder.path().join("key")).expect("lost");
-        let (_, opened) = File::open(&path).expect("a new file");
+        let (_, opened) = File::open(&path, &mut InUse::new(true)).expect("a new file");
         assert!(opened.new_key.is_some());
         assert_eq!(opened.set_aside.expect("set aside").1, "the history was sealed with another key");
     }
@@ -262,10 +318,10 @@ mod tests {
     fn a_newer_file_is_left_alone() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("history.db");
-        let (file, _) = File::open(&path).expect("a new file");
+        let (file, _) = File::open(&path, &mut InUse::new(true)).expect("a new file");
         file.db.pragma_update(None, "user_version", 77).expect("a pragma");
         drop(file);
-        assert!(matches!(File::open(&path), Err(FileError::Newer(77))));
+        assert!(matches!(File::open(&path, &mut InUse::new(true)), Err(FileError::Newer(77))));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use hookway_protocol::id::DeliveryId;
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::change::Total;
 use super::record;
-use super::writer::{self, Total};
 use super::{FileError, Reader, place};
 use crate::exchange::Exchange;
 use crate::filter::Filter;
@@ -112,7 +112,7 @@ const COLUMNS: &str = "SELECT e.seq, e.version, e.pinned, e.heads";
 impl Reader<'_> {
     /// How many there are.
     pub(crate) fn total(&self) -> Result<Total, FileError> {
-        writer::read_total(self.db)
+        Total::read(self.db)
     }
 
     /// One page of those that match.
@@ -284,7 +284,7 @@ impl Reader<'_> {
         let heads = self.key.open(&place(seq, b'h'), row.get(3)?);
         let sealed = if bodies { Some(row.get(4)?) } else { None };
         let bodies = sealed.map(|sealed| self.key.open(&place(seq, b'b'), sealed));
-        let read = heads.map(|heads| record::read(heads, bodies.flatten()));
+        let read = heads.map(|heads| record::read(heads.into(), bodies.flatten().map(Into::into)));
         match read {
             Some(Ok(exchange)) => Ok(Some(Exchange { seq, version: row.get(1)?, pinned: row.get(2)?, ..exchange })),
             _ => {

@@ -1,6 +1,6 @@
 //! What a row holds: protobuf messages, since those can be added to, and joined end to end.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hookway_protocol::head::{self, Failure, ReplyHead, RequestHead};
 use hookway_protocol::headers::Headers;
 use hookway_protocol::id::DeliveryId;
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use prost::Message;
 use std::time::Duration;
 
-use crate::exchange::{Attempt, Exchange, Kept, Outcome, Reply, Request};
+use crate::exchange::{Attempt, Exchange, Kept, Outcome, RawAttempt, RawBody, Reply, Request, encoded};
 
 /// The heads of an exchange: what listing and most filters need.
 #[derive(Clone, PartialEq, Message)]
@@ -25,6 +25,20 @@ struct Heads {
     edited: bool,
     #[prost(message, repeated, tag = "5")]
     attempts: Vec<AttemptHead>,
+    /// The attempt that goes on, if one does.
+    #[prost(message, optional, tag = "6")]
+    pending: Option<PendingHead>,
+    /// Whether the end of the request's body has come.
+    #[prost(bool, tag = "7")]
+    ended: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PendingHead {
+    #[prost(int64, tag = "1")]
+    at_us: i64,
+    #[prost(string, tag = "2")]
+    url: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -78,12 +92,36 @@ struct Body {
 }
 
 /// An exchange, or more of one, in the form in which it is kept.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(super) id: DeliveryId,
     pub(super) pinned: bool,
-    pub(super) heads: Vec<u8>,
-    pub(super) bodies: Vec<u8>,
+    /// Whether somebody goes on with it: no attempt is over.
+    pub(super) open: bool,
+    pub(super) heads: Bytes,
+    pub(super) bodies: Bytes,
+}
+
+/// Where records stand one behind the other. Under load thousands of them wait to be written: as many pieces all over
+/// the memory would slow everything down.
+#[derive(Debug, Default)]
+pub(super) struct Shelf(BytesMut);
+
+impl Shelf {
+    /// A large one has its own place.
+    const LENGTH: usize = 128 << 10;
+
+    fn put(&mut self, message: &impl Message) -> Bytes {
+        let size = message.encoded_len();
+        if size > Self::LENGTH / 4 {
+            return message.encode_to_vec().into();
+        }
+        if self.0.capacity() < size {
+            self.0 = BytesMut::with_capacity(Self::LENGTH);
+        }
+        message.encode(&mut self.0).expect("it grows");
+        self.0.split().freeze()
+    }
 }
 
 impl Record {
@@ -92,69 +130,180 @@ impl Record {
         self.heads.len() + self.bodies.len()
     }
 
+    /// Leaves the bodies out.
+    pub(super) fn drop_bodies(&mut self) {
+        // A copy, or what is left would hold the place of all.
+        self.heads = Bytes::copy_from_slice(&self.heads);
+        // Each attempt has its reply's, be it empty.
+        let replies = if self.open { vec![] } else { vec![Body::default()] };
+        self.bodies = Bodies { request: None, replies }.encode_to_vec().into();
+    }
+
     /// The exchange's request, and the attempt that is over if one is. `head` is the request's, as encoded.
-    pub(crate) fn new(id: DeliveryId, head: Bytes, request: &Taken, replay: Replay, attempt: Option<&Tried>) -> Self {
-        let heads = Heads {
-            request: head,
-            request_size: request.size,
-            replay_of: replay.of.map(|id| id.as_bytes().to_vec()),
-            edited: replay.edited,
-            attempts: attempt.map(Tried::head).into_iter().collect(),
+    pub(super) fn new(shelf: &mut Shelf, carried_out: CarriedOut) -> Self {
+        let CarriedOut { id, head, request, unfinished, replay, attempt } = carried_out;
+        let (pending, attempt) = match attempt {
+            Tried::Pending { at, url } => (Some(PendingHead { at_us: at.as_microsecond(), url }), None),
+            Tried::Over(attempt) => (None, Some(attempt)),
         };
-        let bodies = Bodies {
-            request: Some(request.body()),
-            replies: attempt.map(|tried| tried.body.body()).into_iter().collect(),
-        };
-        Self { id, pinned: false, heads: heads.encode_to_vec(), bodies: bodies.encode_to_vec() }
+        let (heads, bodies) = messages(head, request, replay, attempt);
+        let open = pending.is_some();
+        let heads = Heads { pending, ended: !unfinished, ..heads };
+        Self { id, pinned: false, open, heads: shelf.put(&heads), bodies: shelf.put(&bodies) }
     }
 
     /// A whole exchange, read from elsewhere.
     pub(crate) fn of(exchange: &Exchange) -> Self {
         let request = &exchange.request;
-        let head = RequestHead {
-            id: exchange.id,
-            received_at_us: u64::try_from(exchange.received_at.as_microsecond()).unwrap_or(0),
-            endpoint: exchange.endpoint.clone(),
-            method: request.method.clone(),
-            target: request.target.clone(),
-            headers: request.headers.clone(),
-            remote: exchange.remote.clone(),
-            attempt: 1,
-            possible_duplicate: false,
-            whole: !request.body.is_cut(),
-            upgrade: None,
-            http2: exchange.http2,
-        };
-        let taken = Taken::of(&request.body, &request.trailers);
+        let body = RawBody::of(&request.body, &request.trailers);
         let replay = Replay { of: exchange.replay_of, edited: exchange.edited };
-        let mut record = Self::new(exchange.id, encoded(|out| head.encode(out)), &taken, replay, None);
-        record.pinned = exchange.pinned;
-        for attempt in &exchange.attempts {
-            record.add(&Tried::of(attempt));
+        let attempts = exchange.attempts.iter().map(RawAttempt::of);
+        let (heads, bodies) = messages(head_of(exchange), body, replay, attempts);
+        let heads = Heads { ended: !request.unfinished, ..heads };
+        Self::encode(exchange.id, exchange.pinned, &heads, &bodies)
+    }
+
+    fn encode(id: DeliveryId, pinned: bool, heads: &Heads, bodies: &Bodies) -> Self {
+        // Nobody here goes on with it.
+        Self { id, pinned, open: false, heads: heads.encode_to_vec().into(), bodies: bodies.encode_to_vec().into() }
+    }
+
+    /// What ends an exchange that nobody goes on with: its client was killed. `heads` are what is kept of it.
+    pub(super) fn abandoned(id: DeliveryId, heads: &[u8]) -> Result<Self, Unreadable> {
+        let heads = Heads::decode(heads).map_err(|_| Unreadable("its heads"))?;
+        let head = RequestHead::decode(&heads.request).map_err(|_| Unreadable("the request's head"))?;
+        let pending = heads.pending.unwrap_or_default();
+        let attempt = RawAttempt {
+            number: head.attempt,
+            at: timestamp(pending.at_us),
+            url: pending.url,
+            outcome: Outcome::Failed { failure: Failure::BadAnswer, short: "interrupted".into() },
+            message: "the client ended before the app's answer was kept".into(),
+            connect: None,
+            first_byte: None,
+            duration: Duration::ZERO,
+            reply: Bytes::new(),
+            body: RawBody::default(),
+        };
+        let (attempt, reply) = attempt.into();
+        // Messages that follow each other are one.
+        let heads = Heads { attempts: vec![attempt], ..Heads::default() };
+        Ok(Self::encode(id, false, &heads, &Bodies { request: None, replies: vec![reply] }))
+    }
+
+    /// What is kept already, and then this: attempts are both's, singular fields this one's where it has them.
+    pub(super) fn after(&self, heads: &[u8], bodies: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Unreadable> {
+        let joined = [heads, &self.heads].concat();
+        let mut heads = Heads::decode(&joined[..]).map_err(|_| Unreadable("its heads"))?;
+        heads.pending = heads.pending.filter(|_| self.open);
+        let before = Bodies::decode(bodies).ok().and_then(|before| before.request);
+        let joined = [bodies, &self.bodies].concat();
+        let mut bodies = Bodies::decode(&joined[..]).map_err(|_| Unreadable("its bodies"))?;
+        // There may have been more room for it before.
+        if let (Some(before), Some(request)) = (before, &mut bodies.request)
+            && before.bytes.len() > request.bytes.len()
+        {
+            request.bytes = before.bytes;
         }
-        record
-    }
-
-    /// Adds an attempt: messages that follow each other are one.
-    fn add(&mut self, tried: &Tried) {
-        let heads = Heads { attempts: vec![tried.head()], ..Heads::default() };
-        let bodies = Bodies { request: None, replies: vec![tried.body.body()] };
-        self.heads.extend(heads.encode_to_vec());
-        self.bodies.extend(bodies.encode_to_vec());
-    }
-
-    /// What is kept already, and then this. Singular fields are this one's, attempts are both's.
-    pub(super) fn after(&self, mut heads: Vec<u8>, mut bodies: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
-        heads.extend_from_slice(&self.heads);
-        bodies.extend_from_slice(&self.bodies);
-        // Anew, or what was overridden would stay.
-        let heads = Heads::decode(&heads[..]).map_or(heads, |read| read.encode_to_vec());
-        (heads, Bodies::decode(&bodies[..]).map_or(bodies, |read| read.encode_to_vec()))
+        Ok((heads.encode_to_vec(), bodies.encode_to_vec()))
     }
 
     /// The exchange as it would be read again.
     pub(super) fn exchange(&self) -> Result<Exchange, Unreadable> {
         read(self.heads.clone(), Some(self.bodies.clone()))
+    }
+}
+
+/// The request's head, as encoded.
+pub(super) fn head_of(exchange: &Exchange) -> Bytes {
+    let request = &exchange.request;
+    let head = RequestHead {
+        id: exchange.id,
+        received_at_us: u64::try_from(exchange.received_at.as_microsecond()).unwrap_or(0),
+        endpoint: exchange.endpoint.clone(),
+        method: request.method.clone(),
+        target: request.target.clone(),
+        headers: request.headers.clone(),
+        remote: exchange.remote.clone(),
+        attempt: 1,
+        possible_duplicate: false,
+        whole: !request.body.is_cut(),
+        upgrade: None,
+        http2: exchange.http2,
+    };
+    encoded(|out| head.encode(out))
+}
+
+/// What was carried out of an exchange.
+#[derive(Debug)]
+pub(crate) struct CarriedOut {
+    pub(crate) id: DeliveryId,
+    /// The request's, as encoded.
+    pub(crate) head: Bytes,
+    pub(crate) request: RawBody,
+    /// Whether the end of the request's body has not come.
+    pub(crate) unfinished: bool,
+    pub(crate) replay: Replay,
+    pub(crate) attempt: Tried,
+}
+
+/// An attempt, as far as it has come.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once, and nearly always the large one")]
+pub(crate) enum Tried {
+    /// It goes on: the request is being put there.
+    Pending {
+        /// When this client had the request's head.
+        at: Timestamp,
+        /// The URL at the app; empty as long as that is open.
+        url: String,
+    },
+    /// It is over.
+    Over(RawAttempt),
+}
+
+fn messages(
+    head: Bytes,
+    request: RawBody,
+    replay: Replay,
+    attempts: impl IntoIterator<Item = RawAttempt>,
+) -> (Heads, Bodies) {
+    let (request_size, replay_of) = (request.size, replay.of.map(|id| id.as_bytes().to_vec()));
+    let (attempts, replies) = attempts.into_iter().map(RawAttempt::into).unzip();
+    let edited = replay.edited;
+    let heads = Heads { request: head, request_size, replay_of, edited, attempts, pending: None, ended: true };
+    (heads, Bodies { request: Some(request.into()), replies })
+}
+
+impl From<RawBody> for Body {
+    fn from(body: RawBody) -> Self {
+        Self { bytes: body.bytes, trailers: body.trailers }
+    }
+}
+
+impl From<RawAttempt> for (AttemptHead, Body) {
+    fn from(attempt: RawAttempt) -> Self {
+        let (status, cut, failure, short) = match attempt.outcome {
+            Outcome::Answered(status) => (status.as_u16(), false, 0, String::new()),
+            Outcome::Cut(status) => (status.as_u16(), true, 0, String::new()),
+            Outcome::Failed { failure, short } => (0, false, failure as u32, short),
+        };
+        let head = AttemptHead {
+            number: attempt.number,
+            at_us: attempt.at.as_microsecond(),
+            url: attempt.url,
+            status: status.into(),
+            cut,
+            failure,
+            short,
+            message: attempt.message,
+            connect_us: attempt.connect.map(micros),
+            first_byte_us: attempt.first_byte.map(micros),
+            duration_us: micros(attempt.duration),
+            reply: attempt.reply,
+            reply_size: attempt.body.size,
+        };
+        (head, attempt.body.into())
     }
 }
 
@@ -165,97 +314,16 @@ pub(crate) struct Replay {
     pub(crate) edited: bool,
 }
 
-/// A body that was taken, as far as it is kept.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Taken {
-    pub(crate) bytes: Bytes,
-    pub(crate) size: u64,
-    /// As encoded by [`head::encode_trailers`].
-    pub(crate) trailers: Bytes,
-}
-
-impl Taken {
-    fn of(kept: &Kept, trailers: &Headers) -> Self {
-        let trailers = encoded(|out| head::encode_trailers(trailers, out));
-        Self { bytes: kept.bytes.clone(), size: kept.size, trailers }
-    }
-
-    fn body(&self) -> Body {
-        Body { bytes: self.bytes.clone(), trailers: self.trailers.clone() }
-    }
-}
-
-/// An attempt that is over.
-#[derive(Clone, Debug)]
-pub(crate) struct Tried {
-    pub(crate) number: u32,
-    pub(crate) at: Timestamp,
-    pub(crate) url: String,
-    pub(crate) outcome: Outcome,
-    pub(crate) message: String,
-    pub(crate) connect: Option<Duration>,
-    pub(crate) first_byte: Option<Duration>,
-    pub(crate) duration: Duration,
-    /// The answer's head as encoded; empty for none.
-    pub(crate) reply: Bytes,
-    pub(crate) body: Taken,
-}
-
-impl Tried {
-    fn of(attempt: &Attempt) -> Self {
-        let reply = attempt.reply.as_ref();
-        let head = |reply: &Reply| {
-            let head = ReplyHead::App { status: reply.status, headers: reply.headers.clone() };
-            encoded(|out| head.encode(out))
-        };
-        Self {
-            number: attempt.number,
-            at: attempt.at,
-            url: attempt.url.clone(),
-            outcome: attempt.outcome.clone(),
-            message: attempt.message.clone(),
-            connect: attempt.connect,
-            first_byte: attempt.first_byte,
-            duration: attempt.duration,
-            reply: reply.map(head).unwrap_or_default(),
-            body: reply.map(|reply| Taken::of(&reply.body, &reply.trailers)).unwrap_or_default(),
-        }
-    }
-
-    fn head(&self) -> AttemptHead {
-        let (status, cut, failure, short) = match &self.outcome {
-            Outcome::Answered(status) => (status.as_u16(), false, 0, ""),
-            Outcome::Cut(status) => (status.as_u16(), true, 0, ""),
-            Outcome::Failed { failure, short } => (0, false, *failure as u32, short.as_str()),
-        };
-        AttemptHead {
-            number: self.number,
-            at_us: self.at.as_microsecond(),
-            url: self.url.clone(),
-            status: status.into(),
-            cut,
-            failure,
-            short: short.to_owned(),
-            message: self.message.clone(),
-            connect_us: self.connect.map(micros),
-            first_byte_us: self.first_byte.map(micros),
-            duration_us: micros(self.duration),
-            reply: self.reply.clone(),
-            reply_size: self.body.size,
-        }
-    }
-}
-
 /// A row that does not hold what rows hold.
 #[derive(Debug, thiserror::Error)]
 #[error("a row of the history cannot be read: {0}")]
 pub(crate) struct Unreadable(&'static str);
 
 /// Reads an exchange; without its bodies when they are not given.
-pub(super) fn read(heads: Vec<u8>, bodies: Option<Vec<u8>>) -> Result<Exchange, Unreadable> {
-    let heads = Heads::decode(Bytes::from(heads)).map_err(|_| Unreadable("its heads"))?;
+pub(super) fn read(heads: Bytes, bodies: Option<Bytes>) -> Result<Exchange, Unreadable> {
+    let heads = Heads::decode(heads).map_err(|_| Unreadable("its heads"))?;
     let head = RequestHead::decode(&heads.request).map_err(|_| Unreadable("the request's head"))?;
-    let bodies = bodies.map(|bodies| Bodies::decode(Bytes::from(bodies))).transpose();
+    let bodies = bodies.map(Bodies::decode).transpose();
     let bodies = bodies.map_err(|_| Unreadable("its bodies"))?.unwrap_or_default();
     let (request_body, request_trailers) = kept(bodies.request, heads.request_size)?;
     let mut replies = bodies.replies.into_iter();
@@ -275,6 +343,7 @@ pub(super) fn read(heads: Vec<u8>, bodies: Option<Vec<u8>>) -> Result<Exchange, 
             headers: head.headers,
             body: request_body,
             trailers: request_trailers,
+            unfinished: !heads.ended,
         },
         attempts: attempts.collect::<Result<_, _>>()?,
         replay_of,
@@ -317,13 +386,6 @@ fn kept(body: Option<Body>, size: u64) -> Result<(Kept, Headers), Unreadable> {
     let body = body.unwrap_or_default();
     let trailers = head::decode_trailers(&body.trailers).map_err(|_| Unreadable("trailers"))?;
     Ok((Kept { bytes: body.bytes, size }, trailers))
-}
-
-/// The bytes that `encode` writes.
-pub(crate) fn encoded(encode: impl FnOnce(&mut bytes::BytesMut)) -> Bytes {
-    let mut out = bytes::BytesMut::new();
-    encode(&mut out);
-    out.freeze()
 }
 
 fn micros(duration: Duration) -> u64 {

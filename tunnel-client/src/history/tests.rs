@@ -1,10 +1,14 @@
 use std::path::PathBuf;
+use std::time::Instant;
 
+use bytes::Bytes;
 use rstest::rstest;
 use tempfile::TempDir;
 
 use super::*;
-use crate::exchange::samples;
+use crate::events::{Event, Events};
+use crate::exchange::{Attempt, Kept, RawAttempt, RawBody, samples};
+use crate::filter::Filter;
 
 const LIMITS: Limits = Limits { max_count: 1000, max_age: Duration::from_secs(86_400), max_bytes: 1 << 30 };
 
@@ -16,6 +20,20 @@ fn folder() -> (TempDir, PathBuf) {
 
 fn start(path: &Path, limits: Limits) -> History {
     History::start(path, limits).expect("a thread")
+}
+
+fn carried_out(exchange: &Exchange) -> CarriedOut {
+    CarriedOut {
+        id: exchange.id,
+        head: record::head_of(exchange),
+        request: RawBody::of(&exchange.request.body, &exchange.request.trailers),
+        unfinished: exchange.request.unfinished,
+        replay: Replay::default(),
+        attempt: exchange.attempts.first().map_or_else(
+            || Tried::Pending { at: exchange.received_at, url: "http://localhost:3000/a".into() },
+            |attempt| Tried::Over(RawAttempt::of(attempt)),
+        ),
+    }
 }
 
 /// All exchanges with their bodies, the newest first, without what the file added.
@@ -71,6 +89,85 @@ async fn a_later_attempt_joins_its_exchange() {
     assert_eq!((kept.len(), numbers), (1, vec![1, 2]));
     assert_eq!(kept[0].request, whole.request);
     assert_eq!(kept[0].attempts[1].reply, whole.attempts[0].reply);
+}
+
+#[tokio::test]
+async fn what_was_left_out_takes_nothing_from_what_is_kept() {
+    let (_folder, path) = folder();
+    let history = start(&path, LIMITS);
+    let whole = samples::exchange();
+    let pending = Exchange { attempts: vec![], ..whole.clone() };
+    let recorder = Recorder::new(Events::channel().0, Some(history.clone()), Filter::default());
+    recorder.pending(|| carried_out(&pending));
+    // The first attempt's record waited for too long, and the second had little room for the request.
+    let mut first = Record::of(&whole);
+    first.drop_bodies();
+    history.record(first, None);
+    let mut second = carried_out(&whole);
+    second.request.bytes.truncate(3);
+    if let Tried::Over(attempt) = &mut second.attempt {
+        attempt.number = 2;
+    }
+    recorder.over(Box::new(whole.delivered()), || second);
+    history.written().await.expect("written");
+    let kept = all(&history).await.remove(0);
+    assert_eq!(kept.request, whole.request);
+    let reply = |attempt: &Attempt| attempt.reply.as_ref().map(|reply| reply.body.clone());
+    let want = reply(&whole.attempts[0]).expect("an answer");
+    let bare = Kept { bytes: Bytes::new(), size: want.size };
+    assert_eq!(kept.attempts.iter().filter_map(reply).collect::<Vec<_>>(), [bare, want]);
+}
+
+#[tokio::test]
+async fn half_a_body_stays_half() {
+    let (_folder, path) = folder();
+    let history = start(&path, LIMITS);
+    let whole = samples::exchange();
+    let mut half = Exchange { attempts: vec![], ..whole.clone() };
+    half.request.unfinished = true;
+    let recorder = Recorder::new(Events::channel().0, Some(history.clone()), Filter::default());
+    recorder.pending(|| carried_out(&half));
+    history.written().await.expect("written");
+    assert!(all(&history).await[0].request.unfinished);
+    recorder.over(Box::new(whole.delivered()), || carried_out(&whole));
+    history.written().await.expect("written");
+    assert!(!all(&history).await[0].request.unfinished, "the rest came");
+}
+
+#[tokio::test]
+async fn an_exchange_whose_client_was_killed_is_ended_by_the_next_program() {
+    let (_folder, path) = folder();
+    let whole = samples::exchange();
+    let pending = Exchange { attempts: vec![], ..whole.clone() };
+    let client = start(&path, LIMITS);
+    Recorder::new(Events::channel().0, Some(client.clone()), Filter::default()).pending(|| carried_out(&pending));
+    client.written().await.expect("written");
+    // As long as somebody may go on with it, nobody ends it.
+    for limits in [LIMITS, Limits::NONE] {
+        let other = start(&path, limits);
+        assert!(all(&other).await[0].attempts.is_empty(), "{limits:?}");
+        drop(other);
+    }
+    let looks = start(&path, Limits::NONE);
+    assert_eq!(all(&looks).await.len(), 1);
+    drop(client);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let ended = loop {
+        // Its thread may not have let go yet.
+        let next = start(&path, Limits::NONE);
+        let found = all(&next).await.remove(0);
+        if !found.attempts.is_empty() {
+            break found;
+        }
+        assert!(Instant::now() < deadline, "not ended");
+    };
+    assert_eq!(all(&looks).await[0].attempts, ended.attempts, "those that look see it at once");
+    assert!(ended.is_failed() && ended.attempts.len() == 1, "{ended:?}");
+    assert_eq!(ended.attempts[0].url, "http://localhost:3000/a", "where a replay goes");
+    assert_eq!(ended.request, whole.request);
+    // One that is over stays as it is.
+    let history = start(&path, LIMITS);
+    assert_eq!(all(&history).await[0].attempts, ended.attempts);
 }
 
 #[rstest]
@@ -132,7 +229,7 @@ async fn whoever_listens_is_told_when_it_is_kept() {
     let history = start(&path, LIMITS);
     let recorder = Recorder::new(events, Some(history.clone()), "status:5xx".parse().expect("a filter"));
     let exchange = samples::exchange();
-    recorder.over(Box::new(exchange.delivered()), || Record::of(&exchange));
+    recorder.over(Box::new(exchange.delivered()), || carried_out(&exchange));
     let Some(Event::Delivered(delivered)) = listener.next().await else { panic!("an event") };
     assert_eq!((delivered.id, delivered.is_wanted), (exchange.id, false));
     assert!(history.get(Which::Id(exchange.id)).await.expect("read").is_ok());
@@ -147,7 +244,7 @@ async fn deliveries_are_told_also_when_nothing_can_be_written() {
     let history = start(&path, LIMITS);
     let recorder = Recorder::new(events, Some(history.clone()), Filter::default());
     let exchange = samples::exchange();
-    recorder.over(Box::new(exchange.delivered()), || Record::of(&exchange));
+    recorder.over(Box::new(exchange.delivered()), || carried_out(&exchange));
     assert!(matches!(listener.next().await, Some(Event::Delivered(_))));
     assert!(history.state().borrow().problem.is_some());
     // It is kept as soon as that is possible.

@@ -1,16 +1,13 @@
 //! The thread that writes: it alone changes the file, many exchanges at a time.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
-
-use super::file::{BUSY, File, FileError, Opened};
-use super::key::Key;
+use super::Limits;
+use super::change::Total;
+use super::file::{BUSY, File, FileError, InUse, Opened};
 use super::record::Record;
-use super::{Entry, Limits, Shared, Source, place};
+use super::shared::{Shared, Source};
 
 /// What is written at once.
 const BATCH: usize = 256;
@@ -32,28 +29,15 @@ const GIVEN_BACK: u32 = 256;
 /// After a failure the next try is this far off, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How many exchanges there are, and how much.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Total {
-    /// The newest change.
-    pub(crate) version: u64,
-    /// Exchanges.
-    pub(crate) count: u64,
-    /// Their bytes.
-    pub(crate) bytes: u64,
-    /// How often something was deleted by hand.
-    pub(crate) generation: u64,
-}
-
 /// Writes until all handles are gone.
 pub(super) fn run(shared: &Shared, limits: Limits) {
-    yield_to_others();
-    let mut writer = Writer { limits, file: None, failed: None };
+    let in_use = InUse::new(limits != Limits::NONE);
+    let mut writer = Writer { limits, file: None, in_use, failed: None };
     loop {
         shared.wait(if writer.failed.is_some() { RETRY.0 } else { LOOK });
         let closed = shared.is_closed();
         shared.rest(GATHER);
-        writer.work(shared, &shared.path, closed);
+        writer.work(shared, shared.path(), closed);
         if closed {
             return;
         }
@@ -72,6 +56,7 @@ fn yield_to_others() {
 struct Writer {
     limits: Limits,
     file: Option<File>,
+    in_use: InUse,
     /// When the last try failed, and how far off the next one is.
     failed: Option<(Instant, Duration)>,
 }
@@ -102,8 +87,12 @@ impl Writer {
         let mut file = match self.file.take() {
             Some(file) if file.is_current() => file,
             _ => {
-                let (file, opened) = open(path)?;
+                let (file, opened) = open(path, &mut self.in_use)?;
                 publish(shared, path, &file, opened);
+                // Not before: whoever looks waits for that.
+                if self.limits != Limits::NONE {
+                    yield_to_others();
+                }
                 file
             }
         };
@@ -115,7 +104,7 @@ impl Writer {
             }
             file = match done {
                 Err(error @ FileError::Damaged(_)) => {
-                    let (file, opened) = file.give_up(&error)?;
+                    let (file, opened) = file.give_up(&error, &mut self.in_use)?;
                     publish(shared, path, &file, opened);
                     file
                 }
@@ -134,10 +123,10 @@ impl Writer {
 }
 
 /// Opens the file. SQLite does not wait by itself for what is done there when a file is new or was left in haste.
-fn open(path: &Path) -> Result<(File, Opened), FileError> {
+fn open(path: &Path, in_use: &mut InUse) -> Result<(File, Opened), FileError> {
     let started = Instant::now();
     loop {
-        match File::open(path) {
+        match File::open(path, in_use) {
             Err(FileError::Locked) if started.elapsed() < BUSY => std::thread::sleep(AGAIN),
             opened => return opened,
         }
@@ -150,112 +139,34 @@ fn publish(shared: &Shared, path: &Path, file: &File, opened: Opened) {
 
 /// Takes the next of what waits into the file. Whether there may be more.
 fn write_some(file: &mut File, shared: &Shared, limits: Limits) -> Result<bool, FileError> {
-    let (entries, jobs) = shared.take(BATCH);
-    let worked = !entries.is_empty() || !jobs.is_empty();
-    let key = file.key.clone();
-    let (total, left) = match commit(file, &key, &entries, limits) {
+    let mut taken = shared.take(BATCH);
+    let (total, left) = match commit(file, &taken.records, limits) {
         Ok(done) => done,
         Err(error) => {
-            shared.put_back(jobs);
+            shared.put_back(taken.jobs);
             return Err(error);
         }
     };
-    shared.written(&entries);
+    let jobs = std::mem::take(&mut taken.jobs);
+    let worked = !taken.records.is_empty() || !jobs.is_empty();
+    shared.written(&taken);
     shared.changed(total);
     jobs.into_iter().for_each(|job| (job.0)(file));
     Ok(worked || left)
 }
 
-/// Whether the limits leave something to remove.
-fn commit(file: &mut File, key: &Arc<Key>, entries: &[Arc<Entry>], limits: Limits) -> Result<(Total, bool), FileError> {
-    let change = file.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut total = read_total(&change)?;
-    let before = total;
-    for entry in entries {
-        put(&change, key, &entry.record, &mut total)?;
-    }
-    let left = prune(&change, &mut total, limits, entries.len() + STEP)?;
-    if total != before {
-        write_total(&change, total)?;
-    }
-    change.commit()?;
-    if entries.is_empty() {
+/// What there is by now, and whether the limits leave something to remove.
+fn commit(file: &mut File, records: &[Record], limits: Limits) -> Result<(Total, bool), FileError> {
+    let (left, total) = file.change(|change| {
+        for record in records {
+            change.put(record)?;
+        }
+        change.prune(limits, records.len() + STEP)
+    })?;
+    if records.is_empty() {
         give_back(file)?;
     }
     Ok((total, left))
-}
-
-/// Keeps an exchange, or adds to the one that is there.
-pub(super) fn put(change: &Transaction<'_>, key: &Key, record: &Record, total: &mut Total) -> Result<(), FileError> {
-    let known = change
-        .prepare_cached("SELECT seq, heads, size FROM exchange WHERE id = ?")?
-        .query_row([record.id.as_bytes()], |row| {
-            Ok((row.get::<_, u64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, u64>(2)?))
-        })
-        .optional()?;
-    total.version += 1;
-    let version = total.version;
-    if let Some((seq, heads, size)) = known {
-        let mut query = change.prepare_cached("SELECT sealed FROM body WHERE seq = ?")?;
-        let bodies = query.query_row([seq], |row| row.get::<_, Vec<u8>>(0))?;
-        // What cannot be opened is replaced by what is known now.
-        let opened = key.open(&place(seq, b'h'), heads).zip(key.open(&place(seq, b'b'), bodies));
-        let joined = opened.map(|(heads, bodies)| record.after(heads, bodies));
-        let (heads, bodies) =
-            joined.as_ref().map_or((&record.heads, &record.bodies), |(heads, bodies)| (heads, bodies));
-        let sealed = [key.seal(&place(seq, b'h'), heads), key.seal(&place(seq, b'b'), bodies)];
-        let new_size = sealed.iter().map(Vec::len).sum::<usize>() as u64;
-        change
-            .prepare_cached("UPDATE exchange SET version = ?, size = ?, heads = ? WHERE seq = ?")?
-            .execute(params![version, new_size, sealed[0], seq])?;
-        change.prepare_cached("UPDATE body SET sealed = ? WHERE seq = ?")?.execute(params![sealed[1], seq])?;
-        total.bytes = (total.bytes + new_size).saturating_sub(size);
-        return Ok(());
-    }
-    let sealed = [key.seal(&place(version, b'h'), &record.heads), key.seal(&place(version, b'b'), &record.bodies)];
-    let size = sealed.iter().map(Vec::len).sum::<usize>() as u64;
-    let at = Timestamp::now().as_microsecond();
-    change.prepare_cached("INSERT INTO exchange VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-        version,
-        record.id.as_bytes(),
-        at,
-        size,
-        record.pinned,
-        sealed[0]
-    ])?;
-    change.prepare_cached("INSERT INTO body VALUES (?, ?)")?.execute(params![version, sealed[1]])?;
-    total.count += 1;
-    total.bytes += size;
-    Ok(())
-}
-
-/// Removes the oldest that are over a limit, at most so many. Whether there are more.
-fn prune(change: &Transaction<'_>, total: &mut Total, limits: Limits, most: usize) -> Result<bool, FileError> {
-    let age = i64::try_from(limits.max_age.as_micros()).unwrap_or(i64::MAX);
-    let too_old = Timestamp::now().as_microsecond().saturating_sub(age);
-    let mut oldest =
-        change.prepare_cached("SELECT seq, size, at FROM exchange WHERE pinned = 0 ORDER BY seq LIMIT 1")?;
-    for removed in 0.. {
-        let row = oldest.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, i64>(2)?))).optional()?;
-        // Pinned ones alone may be over the limit.
-        let Some((seq, size, at)) = row else { break };
-        if total.count <= limits.max_count && total.bytes <= limits.max_bytes && at >= too_old {
-            break;
-        }
-        if removed == most {
-            return Ok(true);
-        }
-        remove(change, seq, size, total)?;
-    }
-    Ok(false)
-}
-
-pub(super) fn remove(change: &Transaction<'_>, seq: u64, size: u64, total: &mut Total) -> Result<(), FileError> {
-    change.prepare_cached("DELETE FROM exchange WHERE seq = ?")?.execute([seq])?;
-    change.prepare_cached("DELETE FROM body WHERE seq = ?")?.execute([seq])?;
-    total.count = total.count.saturating_sub(1);
-    total.bytes = total.bytes.saturating_sub(size);
-    Ok(())
 }
 
 /// Gives free pages back to the disk, some at a time, when they are many.
@@ -264,18 +175,5 @@ fn give_back(file: &File) -> Result<(), FileError> {
     if pages("freelist_count")? > pages("page_count")? / 4 {
         file.db.execute_batch(&format!("PRAGMA incremental_vacuum({GIVEN_BACK})"))?;
     }
-    Ok(())
-}
-
-pub(super) fn read_total(db: &rusqlite::Connection) -> Result<Total, FileError> {
-    let mut query = db.prepare_cached("SELECT version, count, bytes, generation FROM total")?;
-    Ok(query.query_row([], |row| {
-        Ok(Total { version: row.get(0)?, count: row.get(1)?, bytes: row.get(2)?, generation: row.get(3)? })
-    })?)
-}
-
-pub(super) fn write_total(change: &Transaction<'_>, total: Total) -> Result<(), FileError> {
-    let mut update = change.prepare_cached("UPDATE total SET version = ?, count = ?, bytes = ?, generation = ?")?;
-    update.execute(params![total.version, total.count, total.bytes, total.generation])?;
     Ok(())
 }

@@ -1,36 +1,29 @@
 //! The API under `/api`, for the page, editors and scripts. `openapi.json` is its description; a test holds it to the
 //! routes.
 
-use std::io::{self, Write};
+mod asked;
+mod export;
+mod replay;
+
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
+use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap};
-use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use hookway_protocol::headers::Headers;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use super::{Context, events, status};
 use crate::diff::Diff;
 use crate::exchange::{Exchange, Kept};
 use crate::export::curl::curl;
-use crate::export::har::har;
-use crate::export::jsonl;
-use crate::filter::Filter;
 use crate::history::{FileError, Query, Reader, Which, WhichError};
 use crate::mask::Secrets;
-use crate::replay::{Edits, ReplayError};
 use crate::view;
+use asked::{At, Params, Payload, filter, object, secrets};
 
 type Shared = State<Arc<Context>>;
 type Answer = Result<Response, Refused>;
@@ -62,12 +55,12 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/exchanges", &["get", "delete"], get(list).delete(delete_many)),
         route("/api/exchanges/{id}", &["get", "delete"], get(one).delete(delete_one)),
         route("/api/exchanges/{id}/pin", &["put"], put(pin)),
-        route("/api/exchanges/{id}/replay", &["post"], post(replay)),
+        route("/api/exchanges/{id}/replay", &["post"], post(replay::replay)),
         route("/api/exchanges/{id}/curl", &["get"], get(curl_command)),
         route("/api/exchanges/{id}/request/body", &["get"], get(request_body)),
         route("/api/exchanges/{id}/attempts/{number}/reply/body", &["get"], get(reply_body)),
         route("/api/diff", &["get"], get(diff)),
-        route("/api/export", &["get"], get(export)),
+        route("/api/export", &["get"], get(export::export)),
         route("/api/events", &["get"], get(follow)),
         route("/api/openapi.json", &["get"], get(description)),
     ]
@@ -112,42 +105,6 @@ impl From<FileError> for Refused {
     }
 }
 
-/// A query, with the names that its operation knows and no other.
-struct Params<T>(T);
-
-impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
-    type Rejection = Refused;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
-        let read = axum::extract::Query::<T>::try_from_uri(&parts.uri);
-        read.map(|query| Self(query.0)).map_err(|error| Refused::wrong(error.body_text()))
-    }
-}
-
-/// The parts of a path.
-struct At<T>(T);
-
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
-    type Rejection = Refused;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
-        let read = Path::<T>::from_request_parts(parts, state).await;
-        read.map(|Path(parts)| Self(parts)).map_err(|error| Refused::new(error.status(), error.body_text()))
-    }
-}
-
-/// A body, whole.
-struct Payload(Bytes);
-
-impl<S: Send + Sync> FromRequest<S> for Payload {
-    type Rejection = Refused;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
-        let read = Bytes::from_request(request, state).await;
-        read.map(Self).map_err(|error| Refused::new(error.status(), error.body_text()))
-    }
-}
-
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct List {
@@ -184,50 +141,6 @@ struct Compare {
     b: String,
     #[serde(default, deserialize_with = "secrets")]
     secrets: Secrets,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Export {
-    format: Format,
-    #[serde(default)]
-    filter: String,
-    ids: Option<String>,
-    #[serde(default, deserialize_with = "secrets")]
-    secrets: Secrets,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Format {
-    Har,
-    Jsonl,
-}
-
-fn filter(text: &str) -> Result<Filter, Refused> {
-    text.parse::<Filter>().map_err(|error| Refused {
-        status: StatusCode::BAD_REQUEST,
-        error: json!({"message": error.message, "at": error.at, "length": error.length}),
-    })
-}
-
-/// Shown for `true` or `1`.
-fn secrets<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Secrets, D::Error> {
-    match String::deserialize(value)?.as_str() {
-        "true" | "1" => Ok(Secrets::Shown),
-        "false" | "0" => Ok(Secrets::Masked),
-        other => Err(serde::de::Error::custom(format!("`{other}` is neither true nor false"))),
-    }
-}
-
-/// An object in JSON; nothing for no body.
-fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
-    let value = if body.is_empty() { Ok(json!({})) } else { serde_json::from_slice::<Value>(body) };
-    let value = value.map_err(|error| Refused::wrong(format!("the body is no JSON: {error}")))?;
-    if !value.is_object() {
-        return Err(Refused::wrong("the body is a JSON object"));
-    }
-    serde_json::from_value(value).map_err(|error| Refused::wrong(error.to_string()))
 }
 
 impl Context {
@@ -327,85 +240,6 @@ async fn pin(State(context): Shared, At(id): At<String>, Payload(body): Payload)
     Ok(Json(view::summary(&exchange, Secrets::Masked)).into_response())
 }
 
-/// What is different from the original; see [`Edits`].
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Edited {
-    method: Option<String>,
-    path: Option<String>,
-    headers: Option<Vec<Field>>,
-    body: Option<EditedBody>,
-    target: Option<String>,
-    /// Nothing is signed afresh yet.
-    #[serde(rename = "resign")]
-    _resign: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Field {
-    name: String,
-    value: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum EditedBody {
-    Text(String),
-    Base64(String),
-}
-
-impl Edited {
-    fn parse(self) -> Result<Edits, Refused> {
-        let method = |text: String| {
-            Method::from_bytes(text.as_bytes()).map_err(|_| Refused::wrong(format!("`{text}` is no method")))
-        };
-        let target = |text: String| match text.starts_with('/') || text == "*" {
-            true => text.parse().map_err(|_| Refused::wrong(format!("`{text}` is no path"))),
-            false => Err(Refused::wrong(format!("`{text}` is no path: it begins with /"))),
-        };
-        let field = |field: Field| {
-            let name = HeaderName::try_from(field.name.trim())
-                .map_err(|_| Refused::wrong(format!("`{}` is no header name", field.name)))?;
-            let value = HeaderValue::try_from(&field.value)
-                .map_err(|_| Refused::wrong(format!("the value of {name} has a character that no header has")))?;
-            Ok((name, value))
-        };
-        let headers = |fields: Vec<Field>| fields.into_iter().map(field).collect::<Result<Headers, Refused>>();
-        let body = |body| match body {
-            EditedBody::Text(text) => Ok(text.into()),
-            EditedBody::Base64(text) => {
-                BASE64_STANDARD.decode(text).map(Into::into).map_err(|_| Refused::wrong("the body is not in base64"))
-            }
-        };
-        Ok(Edits {
-            method: self.method.map(method).transpose()?,
-            target: self.path.map(target).transpose()?,
-            headers: self.headers.map(headers).transpose()?,
-            more_headers: vec![],
-            body: self.body.map(body).transpose()?,
-            to: self
-                .target
-                .map(|text| text.parse().map_err(|error| Refused::wrong(format!("`{text}`: {error}"))))
-                .transpose()?,
-        })
-    }
-}
-
-async fn replay(State(context): Shared, At(id): At<String>, Payload(body): Payload) -> Answer {
-    let edits = object::<Edited>(&body)?.parse()?;
-    let original = context.exchange(&id).await?;
-    // A page that goes away does not break a replay off.
-    let own = context.clone();
-    #[expect(clippy::disallowed_methods, reason = "bounded by the app's time to answer")]
-    let replayed = tokio::spawn(async move { own.shown.replayer.replay(&original, edits).await }).await;
-    let replayed = replayed.map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let id = replayed.map_err(|error| match error {
-        ReplayError::History(error) => error.into(),
-        error => Refused::new(StatusCode::CONFLICT, error.to_string()),
-    })?;
-    detail(context.exchange(&id.to_string()).await?, Secrets::Masked).await
-}
-
 async fn curl_command(State(context): Shared, At(id): At<String>, Params(asked): Params<Show>) -> Answer {
     let exchange = context.exchange(&id).await?;
     let command = curl(&exchange, None, asked.secrets).command;
@@ -445,69 +279,6 @@ async fn diff(State(context): Shared, Params(asked): Params<Compare>) -> Answer 
     };
     let shown = tokio::task::spawn_blocking(compare).await;
     Ok(Json(shown.map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?).into_response())
-}
-
-async fn export(State(context): Shared, Params(asked): Params<Export>) -> Answer {
-    let filter = filter(&asked.filter)?;
-    let ids = asked.ids.iter().flat_map(|ids| ids.split(',')).map(str::parse::<Which>);
-    let ids = ids.collect::<Result<Vec<_>, _>>().map_err(Refused::wrong)?;
-    let (kind, name) = match asked.format {
-        Format::Har => ("application/json", "hookway.har"),
-        Format::Jsonl => ("application/jsonl", "hookway.jsonl"),
-    };
-    let chosen = match ids.is_empty() {
-        true => context.read(move |reader| reader.sequence(&filter)).await?,
-        false => context.read(move |reader| reader.sequence_of(&ids)).await??,
-    };
-    let (history, secrets) = (context.history().ok_or_else(no_history)?.clone(), asked.secrets);
-    let (pieces, receiver) = mpsc::channel(4);
-    let end = pieces.clone();
-    let write = async move {
-        let done = history.read(move |reader| {
-            let mut broken = None;
-            let mut out = io::BufWriter::with_capacity(64 << 10, Pieces(pieces));
-            let written = {
-                let mut exchanges = reader.all(&chosen, &mut broken);
-                match asked.format {
-                    Format::Har => har(exchanges, secrets, &mut out),
-                    Format::Jsonl => exchanges.try_for_each(|exchange| jsonl::write(&exchange, secrets, &mut out)),
-                }
-            };
-            written.and_then(|()| out.flush())?;
-            broken.map_or(Ok(()), Err)
-        });
-        if let Err(error) = done.await {
-            tracing::debug!(%error, "an export broke off");
-            // An answer that breaks off is not taken for whole.
-            let _ = end.send(Err(io::Error::other(error.sentence()))).await;
-        }
-    };
-    #[expect(clippy::disallowed_methods, reason = "ends when whoever reads is gone")]
-    tokio::spawn(write);
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        let piece: io::Result<Bytes> = receiver.recv().await?;
-        Some((piece, receiver))
-    });
-    let headers = [
-        (header::CONTENT_TYPE, kind.to_owned()),
-        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
-    ];
-    Ok((headers, Body::from_stream(pieces)).into_response())
-}
-
-/// What is written goes on in pieces; waits for whoever reads.
-struct Pieces(mpsc::Sender<io::Result<Bytes>>);
-
-impl Write for Pieces {
-    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.0.blocking_send(Ok(Bytes::copy_from_slice(piece))).map_err(gone)?;
-        Ok(piece.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

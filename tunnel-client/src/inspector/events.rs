@@ -23,6 +23,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const BATCH: usize = 500;
 /// After a gap of so many changes a page rather loads its list again.
 const MAX_GAP: u64 = 2000;
+/// A page that has lost the stream comes back after so long.
+const AGAIN_IN: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 struct Follower {
@@ -81,7 +83,7 @@ impl Follower {
             self.version = self.version.or(Some(total.version));
             self.generation = Some(total.generation);
             let hello = json!({"version": total.version, "generation": total.generation});
-            self.waiting.push_back(Event::default().event("hello").data(hello.to_string()));
+            self.waiting.push_back(Event::default().event("hello").retry(AGAIN_IN).data(hello.to_string()));
         }
         let status = status::status(&self.context).to_string();
         if status != self.status {

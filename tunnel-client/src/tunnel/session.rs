@@ -14,17 +14,18 @@ use hookway_protocol::message::{ClientMessage, Code, FromClient, FromRelay, Hell
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, WHOLE_BODY, common_version};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Clock, ConnectError, Settings, Welcomed};
-use crate::exchange::{Delivered, Event, Events, Outcome};
+use crate::events::{Event, Events};
+use crate::exchange::{Delivered, Outcome, RawBody};
 use crate::forwarder::{AppBody, Failed, Forwarder, OutBody, Progress, Streaming};
-use crate::history::{Record, Recorder, Replay, Taken, Tried};
+use crate::history::{CarriedOut, Recorder, Replay, Tried};
 
 /// The relay must answer a hello, and a ping after a clock jump, within this time.
 const ANSWER_IN: Duration = Duration::from_secs(5);
@@ -301,43 +302,37 @@ impl Exchanges {
 
     /// One exchange. The stream comes back when another may follow on it.
     async fn exchange(&self, head: RequestHead, encoded: Bytes, stream: Stream) -> Option<Stream> {
-        let (started, at, waiting) = (Instant::now(), Timestamp::now(), self.waiting.token());
+        let waiting = self.waiting.token();
         let Stream { mut sender, mut receiver } = stream;
-        let mut delivered = Box::new(Delivered {
-            id: head.id,
-            endpoint: head.endpoint.to_string(),
-            method: head.method.to_string(),
-            path: head.target.to_string(),
-            outcome: Outcome::Answered(StatusCode::OK),
-            replay_of: None,
-            duration: Duration::ZERO,
-            bytes: 0,
-            attempt: head.attempt,
-            is_wanted: true,
-        });
-        let progress = Progress::new(self.recorder.keeps());
-        let upgrade = head.upgrade.is_some();
-        let (whole, body, upgraded, mut request) = if head.whole {
-            let (taken, trailers) = collect(&mut receiver).await.ok()?;
-            progress.request.add(&taken.bytes);
-            (Some(receiver), OutBody::Whole(Some(taken.bytes.clone()), trailers), None, Some(taken))
+        let progress = Progress::new(self.recorder.room());
+        let mut delivered = Box::new(Delivered::new(&head));
+        let (whole, upgrade, announced) = (head.whole, head.upgrade.is_some(), announced(&head));
+        let (rest, body) = if whole {
+            let (body, trailers) = collect(&mut receiver).await.ok()?;
+            progress.request.whole(&body);
+            (Some(receiver), OutBody::Whole(Some(body.bytes), trailers))
         } else if upgrade {
-            (None, OutBody::Whole(None, None), Some(receiver), Some(Taken::default()))
+            progress.request.whole(&RawBody::default());
+            (Some(receiver), OutBody::Whole(None, None))
         } else {
             let max = self.forwarder.settings.max_body;
             let body = Streaming { receiver, passing: progress.request.clone(), max, done: false };
-            (None, OutBody::Stream(Box::new(body)), None, None)
+            (None, OutBody::Stream(Box::new(body)))
         };
         // Held until the answer has been passed on.
         let permit = self.permits.try_acquire();
-        let reply = if permit.is_ok() {
-            let mut answer = std::pin::pin!(self.answer(head, body, &progress, whole.is_some(), &sender));
+        let answer = if permit.is_ok() {
+            let mut answer = std::pin::pin!(self.answer(head, body, &progress, &sender));
             match tokio::time::timeout(PENDING_AFTER, &mut answer).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    self.recorder.pending(|| {
-                        let request = request.clone().unwrap_or_else(|| progress.request.taken());
-                        Record::new(delivered.id, encoded.clone(), &request, Replay::default(), None)
+                    self.recorder.pending(|| CarriedOut {
+                        id: delivered.id,
+                        head: encoded.clone(),
+                        request: progress.request.taken(),
+                        unfinished: progress.request.is_unfinished(announced),
+                        replay: Replay::default(),
+                        attempt: Tried::Pending { at: progress.at(), url: progress.url() },
                     });
                     answer.await
                 }
@@ -346,80 +341,32 @@ impl Exchanges {
             let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
             Err(Failed { failure: Failure::Busy, short: "busy".into(), message })
         };
-        let first_byte = reply.is_ok().then(|| started.elapsed());
-        let reply = reply.and_then(|response| Ok((app_head(&response)?, response)));
-        let (reply_head, message) = match &reply {
-            Ok((head, _)) => (head.clone(), String::new()),
-            Err(failed) => (Bytes::new(), failed.message.clone()),
-        };
         let _flowing = self.flowing.token();
         drop(waiting);
-        let mut joined = None;
-        let sent = match reply {
-            Ok((head, mut response)) if upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                delivered.outcome = Outcome::Answered(response.status());
-                let switched = hyper::upgrade::on(&mut response);
-                let sent = send_head(&mut sender, &head).await;
-                if let (Ok(()), Some(receiver)) = (&sent, upgraded) {
-                    joined = Some((switched, receiver));
-                    Ok(true)
-                } else {
-                    Ok(false)
-                }
-            }
-            Ok((head, response)) => {
-                let status = response.status();
-                delivered.outcome = Outcome::Answered(status);
-                let sent = send_reply(&mut sender, &head, response).await;
-                if !matches!(sent, Ok(true)) {
-                    delivered.outcome = Outcome::Cut(status);
-                }
-                sent
-            }
-            Err(Failed { failure, short, message }) => {
-                delivered.outcome = Outcome::Failed { failure, short };
-                let head = encode(&ReplyHead::Failed { failure, message });
-                let sent = send_head(&mut sender, &head).await;
-                match sent {
-                    Ok(()) => sender.send(&mut [Bytes::from_static(frame::END)]).await.map(|()| true),
-                    Err(error) => Err(error),
-                }
-            }
-        };
-        delivered.duration = started.elapsed();
-        delivered.bytes = progress.request.bytes();
-        let tried = |outcome, duration, number| Tried {
-            number,
-            at,
-            url: progress.url.get().cloned().unwrap_or_default(),
-            outcome,
-            message,
-            connect: progress.connect.get().copied(),
-            first_byte,
-            duration,
-            reply: reply_head,
-            body: progress.reply.taken(),
-        };
-        let (id, outcome) = (delivered.id, delivered.outcome.clone());
-        let (duration, number) = (delivered.duration, delivered.attempt);
-        self.recorder.over(delivered, || {
-            let request = request.take().unwrap_or_else(|| progress.request.taken());
-            Record::new(id, encoded, &request, Replay::default(), Some(&tried(outcome, duration, number)))
+        let passed = pass_on(&mut sender, answer, upgrade && !whole).await;
+        let (request, unfinished) = (progress.request.taken(), progress.request.is_unfinished(announced));
+        let attempt = progress.over(delivered.attempt, passed.outcome, passed.message, passed.head);
+        delivered.over(&attempt, request.size);
+        let (id, replay) = (delivered.id, Replay::default());
+        self.recorder.over(delivered, || CarriedOut {
+            id,
+            head: encoded,
+            request,
+            unfinished,
+            replay,
+            attempt: Tried::Over(attempt),
         });
-        if let Some((switched, receiver)) = joined {
-            if let Ok(switched) = switched.await {
-                Stream { sender, receiver }.join(TokioIo::new(switched)).await;
+        match (passed.then, rest) {
+            (Then::Next, Some(receiver)) if whole => return Some(Stream { sender, receiver }),
+            (Then::Switched(switched), Some(receiver)) => {
+                if let Ok(switched) = switched.await {
+                    Stream { sender, receiver }.join(TokioIo::new(switched)).await;
+                }
             }
-            return None;
-        }
-        match (sent, whole) {
-            (Ok(_), Some(receiver)) => Some(Stream { sender, receiver }),
             // Without END before it, the end is an abort that does not overtake what was sent, as a reset would.
-            (_, _) => {
-                sender.finish_and_wait().await;
-                None
-            }
+            _ => sender.finish_and_wait().await,
         }
+        None
     }
 
     /// The app's answer, or why there is none.
@@ -428,16 +375,15 @@ impl Exchanges {
         head: RequestHead,
         body: OutBody,
         progress: &Progress,
-        whole: bool,
         sender: &Sender,
     ) -> Result<Response<AppBody>, Failed> {
+        let whole = head.whole;
         let max = self.forwarder.settings.max_body;
         let too_large = || {
             let message = format!("the body is over this client's limit of {max} bytes (--max-body)");
             Failed { failure: Failure::TooLarge, short: "too large".into(), message }
         };
-        let announced = head.headers.get(&CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if progress.request.bytes().max(announced.unwrap_or(0)) > max {
+        if progress.request.bytes().max(announced(&head).unwrap_or(0)) > max {
             return Err(too_large());
         }
         let forward = self.forwarder.forward(head, body, progress);
@@ -460,8 +406,57 @@ impl Exchanges {
     }
 }
 
+/// The length of the body, as the head says it.
+fn announced(head: &RequestHead) -> Option<u64> {
+    head.headers.get(&CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// How an answer went to the sender.
+struct Passed {
+    outcome: Outcome,
+    /// Why there is no answer, in a sentence; empty else.
+    message: String,
+    /// The answer's head as encoded; empty for none.
+    head: Bytes,
+    then: Then,
+}
+
+/// What becomes of the stream after an answer.
+enum Then {
+    /// It is ready for the next exchange.
+    Next,
+    /// It goes on as another protocol.
+    Switched(OnUpgrade),
+    /// It ends.
+    End,
+}
+
+/// Passes the app's answer on, or why there is none.
+async fn pass_on(sender: &mut Sender, answer: Result<Response<AppBody>, Failed>, upgrade: bool) -> Passed {
+    let then = |sent: bool| if sent { Then::Next } else { Then::End };
+    let (head, mut response) = match answer.and_then(|response| Ok((app_head(&response)?, response))) {
+        Ok(answer) => answer,
+        Err(Failed { failure, short, message }) => {
+            let sent = send_failure(sender, failure, message.clone()).await.is_ok();
+            let outcome = Outcome::Failed { failure, short };
+            return Passed { outcome, message, head: Bytes::new(), then: then(sent) };
+        }
+    };
+    let status = response.status();
+    let passed = |outcome, then| Passed { outcome, message: String::new(), head: head.clone(), then };
+    if upgrade && status == StatusCode::SWITCHING_PROTOCOLS {
+        let switched = hyper::upgrade::on(&mut response);
+        let sent = send_head(sender, &head).await.is_ok();
+        return passed(Outcome::Answered(status), if sent { Then::Switched(switched) } else { Then::End });
+    }
+    match send_reply(sender, &head, response).await {
+        Ok(true) => passed(Outcome::Answered(status), Then::Next),
+        sent => passed(Outcome::Cut(status), then(sent.is_ok())),
+    }
+}
+
 /// A body that the relay has whole.
-async fn collect(receiver: &mut Receiver) -> Result<(Taken, Option<HeaderMap>), StreamError> {
+async fn collect(receiver: &mut Receiver) -> Result<(RawBody, Option<HeaderMap>), StreamError> {
     let (mut body, mut trailers, mut encoded): (Option<Bytes>, _, _) = (None, None, Bytes::new());
     loop {
         match receiver.frame().await? {
@@ -486,7 +481,7 @@ async fn collect(receiver: &mut Receiver) -> Result<(Taken, Option<HeaderMap>), 
             }
             Some(Frame::End) => {
                 let bytes = body.unwrap_or_default();
-                return Ok((Taken { size: bytes.len() as u64, bytes, trailers: encoded }, trailers));
+                return Ok((RawBody { size: bytes.len() as u64, bytes, trailers: encoded }, trailers));
             }
             Some(Frame::Head(_)) | None => return Err(StreamError::Aborted),
         }
@@ -522,6 +517,11 @@ async fn send_head(sender: &mut Sender, head: &Bytes) -> Result<(), StreamError>
     sender.send(&mut [out.freeze()]).await
 }
 
+async fn send_failure(sender: &mut Sender, failure: Failure, message: String) -> Result<(), StreamError> {
+    send_head(sender, &encode(&ReplyHead::Failed { failure, message })).await?;
+    sender.send(&mut [Bytes::from_static(frame::END)]).await
+}
+
 /// Sends the app's answer as it comes. `Ok(true)` when it was complete, `Ok(false)` when it broke off before any of it
 /// was sent: then the sender can still be told.
 async fn send_reply(sender: &mut Sender, head: &Bytes, response: Response<AppBody>) -> Result<bool, StreamError> {
@@ -537,8 +537,7 @@ async fn send_reply(sender: &mut Sender, head: &Bytes, response: Response<AppBod
         Err(Unsent::Body { begun: false, error }) => {
             tracing::debug!(%error, "the app's answer broke off");
             let message = "the local app's answer broke off".to_owned();
-            send_head(sender, &encode(&ReplyHead::Failed { failure: Failure::BadAnswer, message })).await?;
-            sender.send(&mut [Bytes::from_static(frame::END)]).await?;
+            send_failure(sender, Failure::BadAnswer, message).await?;
             Ok(false)
         }
     }

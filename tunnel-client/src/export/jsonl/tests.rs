@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
-use crate::export::samples;
+use crate::exchange::samples;
 
 fn line(exchange: &Exchange, secrets: Secrets) -> String {
     let mut out = Vec::new();
@@ -70,7 +70,8 @@ fn id() -> impl Strategy<Value = DeliveryId> {
 
 prop_compose! {
     fn exchange()(
-        (seq, version, http2, edited, pinned) in any::<(u64, u64, bool, bool, bool)>(),
+        (seq, version) in any::<(u64, u64)>(),
+        (http2, edited, pinned, unfinished) in any::<(bool, bool, bool, bool)>(),
         (id, replay_of, received_at) in (id(), option::of(id()), time()),
         (endpoint, remote, method, target) in ("[a-z][a-z0-9]{0,9}", ".{0,9}", "[A-Z!]{1,9}", "/[a-z%?&=\\[\\]{}é.]{0,20}"),
         (headers, body, trailers) in (fields(), body(), fields()),
@@ -78,7 +79,7 @@ prop_compose! {
     ) -> Exchange {
         let endpoint = endpoint.parse().expect("a name");
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
-        let request = Request { method, target: target.parse().expect("a target"), headers, body, trailers };
+        let request = Request { method, target: target.parse().expect("a target"), headers, body, trailers, unfinished };
         Exchange {
             seq, version, id, endpoint, remote, received_at, http2, request, attempts, replay_of, edited, pinned
         }
@@ -105,20 +106,20 @@ proptest! {
 #[test]
 fn a_masked_line_says_so() {
     let mut exchange =
-        samples::exchange("POST", "/a?b=1&token=s3cr3t", &[("authorization", b"s3cr3t"), ("x", b"1")], b"");
+        samples::request("POST", "/a?b=1&token=s3cr3t", &[("authorization", b"s3cr3t"), ("x", b"1")], b"");
     exchange.attempts = vec![samples::attempt("http://u:s3cr3t@host/?key=s3cr3t", &[("set-cookie", b"s3cr3t")], b"")];
     let text = line(&exchange, Secrets::Masked);
     assert!(!text.contains("s3cr3t"), "{text}");
     let back = read(&text).expect("a line");
     assert!(back.masked);
     assert_eq!(back.exchange.request.target, "/a?b=1&token=••••");
-    let harmless = samples::exchange("POST", "/", &[("x", b"1")], b"");
+    let harmless = samples::request("POST", "/", &[("x", b"1")], b"");
     assert!(!read(&line(&harmless, Secrets::Masked)).expect("a line").masked);
 }
 
 #[test]
 fn times_have_microseconds() {
-    let text = line(&samples::exchange("POST", "/", &[], b""), Secrets::Shown);
+    let text = line(&samples::request("POST", "/", &[], b""), Secrets::Shown);
     assert!(text.starts_with("{\"hookway\":1,"), "{text}");
     assert!(text.contains("\"received_at\":\"2027-01-15T08:00:00.000001Z\""), "{text}");
 }

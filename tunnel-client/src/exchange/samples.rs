@@ -8,9 +8,9 @@ use hookway_protocol::id::DeliveryId;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 
-use crate::exchange::{Attempt, Exchange, Kept, Outcome, Reply, Request};
+use super::{Attempt, Exchange, Kept, Outcome, Reply, Request};
 
-pub(super) fn headers(fields: &[(&str, &[u8])]) -> Headers {
+pub(crate) fn headers(fields: &[(&str, &[u8])]) -> Headers {
     let field = |&(name, value): &(&str, &[u8])| {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
         (name, HeaderValue::from_bytes(value).expect("a value"))
@@ -18,11 +18,12 @@ pub(super) fn headers(fields: &[(&str, &[u8])]) -> Headers {
     fields.iter().map(field).collect()
 }
 
-pub(super) fn kept(bytes: &[u8]) -> Kept {
+pub(crate) fn kept(bytes: &[u8]) -> Kept {
     Kept { bytes: Bytes::copy_from_slice(bytes), size: bytes.len() as u64 }
 }
 
-pub(super) fn exchange(method: &str, target: &str, fields: &[(&str, &[u8])], body: &[u8]) -> Exchange {
+/// A request that was put to nobody yet.
+pub(crate) fn request(method: &str, target: &str, fields: &[(&str, &[u8])], body: &[u8]) -> Exchange {
     Exchange {
         seq: 7,
         version: 8,
@@ -37,6 +38,7 @@ pub(super) fn exchange(method: &str, target: &str, fields: &[(&str, &[u8])], bod
             headers: headers(fields),
             body: kept(body),
             trailers: Headers::default(),
+            unfinished: false,
         },
         attempts: Vec::new(),
         replay_of: None,
@@ -45,7 +47,8 @@ pub(super) fn exchange(method: &str, target: &str, fields: &[(&str, &[u8])], bod
     }
 }
 
-pub(super) fn attempt(url: &str, fields: &[(&str, &[u8])], body: &[u8]) -> Attempt {
+/// One that the app answered.
+pub(crate) fn attempt(url: &str, fields: &[(&str, &[u8])], body: &[u8]) -> Attempt {
     let reply =
         Reply { status: StatusCode::CREATED, headers: headers(fields), body: kept(body), trailers: Headers::default() };
     Attempt {
@@ -59,4 +62,20 @@ pub(super) fn attempt(url: &str, fields: &[(&str, &[u8])], body: &[u8]) -> Attem
         duration: Duration::from_micros(12_400),
         reply: Some(reply),
     }
+}
+
+/// A delivery of its own that the app answered with 200 after 12 ms.
+pub(crate) fn exchange() -> Exchange {
+    let fields: [(&str, &[u8]); 2] = [("x-id", b"7"), ("x-id", b"a blank")];
+    let now = || Timestamp::from_microsecond(Timestamp::now().as_microsecond()).expect("now");
+    let mut exchange = request("POST", "/stripe/webhook?x=1", &fields, br#"{"id":"evt_1"}"#);
+    exchange.request.trailers = headers(&[("x-sum", b"1")]);
+    let url = "http://localhost:3000/stripe/webhook?x=1";
+    let mut attempt = attempt(url, &[("content-type", b"application/json")], br#"{"received":true}"#);
+    (attempt.at, attempt.duration) = (now(), Duration::from_millis(12));
+    attempt.outcome = Outcome::Answered(StatusCode::OK);
+    if let Some(reply) = &mut attempt.reply {
+        reply.status = StatusCode::OK;
+    }
+    Exchange { seq: 0, version: 0, id: DeliveryId::now(), received_at: now(), attempts: vec![attempt], ..exchange }
 }
