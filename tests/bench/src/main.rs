@@ -61,10 +61,13 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let time = Duration::from_secs_f64(args.seconds);
     for case in Case::ALL {
         let mut all: Vec<Vec<Measured>> = programs.targets.iter().map(|_| Vec::new()).collect();
-        for _ in 0..args.rounds {
-            for (target, measured) in programs.targets.iter().zip(&mut all) {
+        for round in 0..args.rounds {
+            // There and back again, so that none always comes after the same other.
+            let turn = |n: usize| if round % 2 == 0 { n } else { programs.targets.len() - 1 - n };
+            for at in (0..programs.targets.len()).map(turn) {
+                let target = &programs.targets[at];
                 if target.tls.is_some() || !case.needs_tls() {
-                    measured.push(load::run(target, case, time).await?);
+                    all[at].push(load::run(target, case, time).await?);
                 }
             }
         }
