@@ -3,12 +3,13 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
-import { World, complete, count, endBrowser, eventually, heading, openRow, row } from './world.mjs';
+import { NETWORK_ERRORS, World, complete, count, endBrowser, eventually, heading, notice, openRow, row, selected } from './world.mjs';
 
 const MANY = 10_000;
 const FAILED = 20;
 const figures = [];
 const note = (what, value) => figures.push([what, value]);
+const isSelected = (page, path) => selected(page).locator('.path').filter({ hasText: path }).waitFor();
 
 let world;
 before(async () => {
@@ -115,6 +116,48 @@ describe('ten thousand exchanges', () => {
     });
     await page.keyboard.press('u');
     await heading(page).filter({ hasText: `/webhook/${MANY - MANY / FAILED + 7}` }).waitFor();
+  });
+
+  /** A page to which no older page comes until `more` is called. */
+  async function half(t) {
+    let more;
+    const released = new Promise((resolve) => (more = resolve));
+    const page = await world.open(t, { expected: [NETWORK_ERRORS], before: (page) => page.route('**/api/exchanges?*before=*', async (route) => {
+      await released;
+      await route.continue().catch(() => {});
+    }) });
+    await complete(page, 200);
+    return { page, more };
+  }
+
+  test('while they still load, G goes to the real end once it is there, and another key goes elsewhere', async (t) => {
+    const { page, more } = await half(t);
+    await page.keyboard.press('j');
+    await isSelected(page, `/webhook/${MANY - 1}`);
+    await page.keyboard.press('G');
+    await notice(page, 'Loading the older ones');
+    await isSelected(page, `/webhook/${MANY - 1}`);
+    more();
+    await heading(page).filter({ hasText: /\/webhook\/0$/ }).waitFor();
+    await isSelected(page, /\/webhook\/0$/);
+
+    const second = await half(t);
+    await second.page.keyboard.press('G');
+    await notice(second.page, 'Loading the older ones');
+    await second.page.keyboard.press('j');
+    await isSelected(second.page, `/webhook/${MANY - 1}`);
+    second.more();
+    await complete(second.page, MANY);
+    await isSelected(second.page, `/webhook/${MANY - 1}`);
+  });
+
+  test('while they still load, a filter with a typo keeps none of them out', async (t) => {
+    const { page, more } = await half(t);
+    await page.locator('#filter').fill('stat:5xx');
+    await page.keyboard.press('Enter');
+    await page.locator('#filter[aria-invalid=true]').waitFor();
+    more();
+    await complete(page, MANY);
   });
 
   test('are filtered', async (t) => {

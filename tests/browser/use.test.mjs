@@ -320,6 +320,24 @@ describe('copy as curl', () => {
     });
   }
 
+  test('says which file it reads, where there is one', async (t) => {
+    const page = await world.open(t, { query: '?filter=path:/curl-file' });
+    await world.send({ path: '/curl-file/binary', body: EVERY_BYTE });
+    await world.send({ path: '/curl-file/text', body: 'curl --data-binary @file.bin' });
+    await count(page, 2);
+    const [{ id }] = await world.exchanges('path:/curl-file/binary');
+    await openRow(page, '/curl-file/binary');
+    await clear(page);
+    await page.keyboard.press('c');
+    await notice(page, `curl command copied. It reads ${id}.bin: download the request body into the folder where you run it.`);
+    assert.ok((await clipboard(page)).endsWith(`@${id}.bin`));
+    const [file] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: 'Download the request body' }).click()]);
+    assert.equal(file.suggestedFilename(), `${id}.bin`);
+    await openRow(page, '/curl-file/text');
+    await page.keyboard.press('c');
+    await notice(page, /^curl command copied$/);
+  });
+
   test('by the key c has masks in the place of secrets', async (t) => {
     const page = await world.open(t, { query: '?filter=path:/curl/json' });
     await row(page, '/curl/json').first().waitFor();
@@ -358,6 +376,69 @@ describe('diff', () => {
     await heading(page).filter({ hasText: /^Diff$/ }).waitFor();
     await page.keyboard.press('Escape');
     await heading(page).filter({ hasText: '/diff/' }).waitFor();
+  });
+});
+
+describe('a JSON tree', () => {
+  const VALUE = { first: { a: { b: 1 } }, second: { c: [1, 2] }, many: Array.from({ length: 250 }, (_, at) => ({ at })) };
+  const toggle = (page, name, label) => page.getByRole('region', { name }).locator('.toggle').filter({ hasText: label });
+  const opened = async (/** @type {any} */ button) => (await button.getAttribute('aria-expanded')) === 'true';
+  // The second is inside the first.
+  const NODES = ['"first"', '"a"', '"second"', '100 … 199'];
+  const states = (page) => Promise.all(NODES.map((label) => opened(toggle(page, 'Request body', label))));
+
+  test('stays as it was opened and closed by hand while its exchange changes; another starts anew', async (t) => {
+    const page = await world.open(t, { query: '?filter=path:/tree' });
+    let answer;
+    const before = world.app.answer;
+    world.app.answer = () => new Promise((resolve) => (answer = resolve));
+    t.after(() => (world.app.answer = before));
+    const sent = world.sendJson('/tree/1', VALUE);
+    await row(page, 'pending').waitFor();
+    await openRow(page, '/tree/1');
+    const initial = [true, true, true, false];
+    assert.deepEqual(await states(page), initial);
+    for (const label of ['"a"', '"first"', '"second"', '100 … 199']) await toggle(page, 'Request body', label).click();
+    const changed = [false, false, false, true];
+    assert.deepEqual(await states(page), changed);
+
+    // It is over.
+    await eventually(() => answer, 'the request at the app');
+    answer({ status: 200, headers: ['content-type', 'application/json'], body: '{"reply": {"x": 1}, "rest": {"y": 1}}' });
+    await sent;
+    await toggle(page, 'Response body', '"reply"').click();
+    assert.deepEqual(await states(page), changed);
+
+    // It is pinned.
+    await page.keyboard.press('p');
+    await page.locator('#pin').filter({ hasText: 'Unpin' }).waitFor();
+    assert.deepEqual(await states(page), changed);
+    assert.equal(await opened(toggle(page, 'Response body', '"reply"')), false);
+
+    // It has a new attempt with another reply.
+    const [{ id }] = await world.exchanges('path:/tree/1');
+    await page.route(({ pathname }) => pathname === `/api/exchanges/${id}`, async (route) => {
+      const detail = await (await route.fetch()).json();
+      const [attempt] = detail.attempts;
+      const text = '{"new": {"z": 1}, "reply": {"x": 2}, "rest": {"y": 2}}';
+      detail.attempts.push({ ...attempt, number: 2, reply: { ...attempt.reply, body: { ...attempt.reply.body, size: text.length, kept: text.length, text } } });
+      await route.fulfill({ json: detail });
+    });
+    const other = await world.open(t, { query: `?id=${id}` });
+    await other.locator('#pin').filter({ hasText: 'Unpin' }).click();
+    await toggle(page, 'Response body', '"new"').waitFor();
+    assert.deepEqual(await states(page), changed);
+    const replies = ['"new"', '"reply"', '"rest"'].map((label) => opened(toggle(page, 'Response body', label)));
+    assert.deepEqual(await Promise.all(replies), [true, false, true]);
+    await page.unrouteAll();
+
+    // Another one, and back.
+    world.app.answer = before;
+    await world.sendJson('/tree/2', VALUE);
+    await openRow(page, '/tree/2');
+    assert.deepEqual(await states(page), initial);
+    await openRow(page, '/tree/1');
+    assert.deepEqual(await states(page), initial);
   });
 });
 

@@ -197,6 +197,11 @@ export class World {
     await run(HOOKWAY, ['requests', 'import', file], { folder: this.folder });
   }
 
+  /** What `hookway requests export` writes. */
+  export(...words) {
+    return run(HOOKWAY, ['requests', 'export', ...words], { folder: this.folder });
+  }
+
   /** Sends a webhook; every byte of its head is as given. */
   send({ method = 'POST', path: target = '/', headers = [], body = '' } = {}) {
     const bytes = Buffer.from(body);

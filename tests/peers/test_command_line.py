@@ -416,9 +416,9 @@ def flood(world, name, count, connections=10):
 
 
 @pytest.fixture
-def paused(start, app, name):
-    """A client whose stdout nobody reads after its ready line."""
-    client = start(app.address, "-n", name, "--json", kind=Paused)
+def paused(request, start, app, name):
+    """A client, with the flags that a test may name, whose stdout nobody reads after its ready line."""
+    client = start(app.address, "-n", name, "--json", *getattr(request, "param", ()), kind=Paused)
     printed(client, '"ready"')
     return client
 
@@ -439,6 +439,11 @@ def test_a_second_ctrl_c_needs_no_reader(world, paused, name):
     assert time.monotonic() - began < 5
 
 
+# What is kept is told once it is written, which may be after reading has begun: then nothing is missed.
+told_at_once = pytest.mark.parametrize("paused", [["--no-store"]], indirect=True, ids=["not kept"])
+
+
+@told_at_once
 def test_a_reader_is_told_what_it_missed(world, paused, name):
     assert flood(world, name, 6000) == [200] * 6000
     paused.read_on.set()
@@ -449,6 +454,7 @@ def test_a_reader_is_told_what_it_missed(world, paused, name):
     assert missing and shown + missing == 6001
 
 
+@told_at_once
 def test_a_reader_is_told_at_the_end_what_it_missed(world, paused, name):
     assert flood(world, name, 6000) == [200] * 6000
     paused.read_on.set()
@@ -657,6 +663,25 @@ def test_two_of_dev_run_beside_each_other(world, start):
     assert programs[0].stop() == 0
     assert post_plain(at[0]) == 200
     assert programs[1].stop() == 0
+
+
+def test_ctrl_c_ends_dev_however_early_it_comes(start, relay, tmp_path):
+    def dev():
+        return start("dev", "9", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--no-inspect", "--json", relay=())
+
+    began = time.monotonic()
+    dev().event("ready")
+    took, codes = time.monotonic() - began, set()
+    for part in range(24):
+        program = dev()
+        # At another moment of its start each time.
+        time.sleep(took * part / 20)
+        codes.add(program.stop())
+    # Before it asks for signals, it is the signal that ends it.
+    assert codes <= {0, 130, -signal.SIGINT} and 0 in codes
+    tokens = relay("token", "list", "--json", "--data-dir", tmp_path / "data" / "hookway" / "dev").stdout.splitlines()
+    valid = [token for token in map(json.loads, tokens) if not token["revoked_at"]]
+    assert tokens and len(valid) == 1, "that of the one that runs"
 
 
 # ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────────

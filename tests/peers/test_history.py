@@ -4,6 +4,7 @@ import base64
 import collections
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import pathlib
@@ -228,7 +229,7 @@ def test_a_large_body_is_kept_to_1_mib_and_not_replayed(kept):
     assert reply.json()["length"] == 3 * MIB and kept.app.seen[0].body == body
     shown = kept.show(number)
     assert (shown["request"]["body"]["size"], shown["request"]["body"]["kept"]) == (3 * MIB, MIB)
-    assert shown["can_replay"] is False and "1 MiB" in shown["why_not"]
+    assert shown["can_replay"] is False and "not kept whole" in shown["why_not"]
     assert shown["summary"]["bytes"] == 3 * MIB
     assert good(kept.run("requests", "show", number, "--body")).raw == body[:MIB]
     assert "1048576 of 3145728" in good(kept.run("requests", "show", number)).text
@@ -330,6 +331,7 @@ def test_a_sender_that_leaves_is_kept_with_what_it_sent(desk):
         shown = desk.show()
         assert (shown["summary"]["status"], shown["summary"]["error"]) == (None, "aborted")
         assert shown["request"]["body"]["text"] == "half" and shown["summary"]["ok"] is False
+        assert shown["can_replay"] is False
 
 
 def test_a_body_that_comes_slowly_is_kept_from_its_beginning(desk, app):
@@ -400,6 +402,34 @@ def test_what_is_too_old_goes(desk, app):
 
     eventually(is_gone, what="the old one gone")
     assert {one["path"] for one in desk.list()} == {"/new"}
+
+
+def test_programs_that_only_look_remove_nothing(desk, app):
+    client = desk.start(app)
+    for number in range(30):
+        assert desk.ask("POST", f"/{number}").status == 200
+    client.delivery(path="/29")
+    assert client.stop() == 0
+    with contextlib.closing(sqlite3.connect(desk.file)) as db, db:
+        db.execute("UPDATE exchange SET at = at - ?", [30 * 86_400 * 10**6])
+    strict = {"HOOKWAY_HISTORY_COUNT": "5", "HOOKWAY_HISTORY_SIZE": "1KiB", "HOOKWAY_HISTORY_AGE": "1s"}
+    listed = [f"/{number}" for number in range(30)]
+    for words in (["requests", "list"], ["requests", "export", "--jsonl"], ["requests", "show", "@1"], ["replay", "@1"]):
+        good(desk.run(*words, **strict))
+    listed.append("/29")
+    inspector = desk.follow("inspect", "--json", *PORT_0)
+    assert len(got(inspector, "/api/exchanges")["exchanges"]) == 31
+    assert inspector.stop() == 0
+    assert [one["path"] for one in desk.list("--limit", "100")[::-1]] == listed
+    # A client keeps to its limits: of those, only the replay is younger than a week.
+    desk.start(app)
+    eventually(lambda: len(desk.list()) == 1, what="the others gone")
+
+
+def got(program, path):
+    """What a program's inspector answers."""
+    with urllib.request.urlopen(program.event("ready")["inspector"] + path, timeout=DEADLINE) as reply:
+        return json.load(reply)
 
 
 def put(client, path, body, method="PUT"):
@@ -1221,6 +1251,55 @@ def test_what_is_exported_can_be_imported_and_exported_again(library, tmp_path):
     assert good(command("requests", "import", "file", "--json", folder=tmp_path)).json == [{"read": 9, "imported": 0}]
 
 
+UNSEEN = "\u202e\u200b\x9b\U000e0041"
+
+
+@pytest.mark.parametrize("form", ["--har", "--jsonl"])
+def test_what_steers_a_terminal_is_escaped_in_an_export(desk, world, form):
+    """The direction of writing, no width, C1, tags: other programs read them, a terminal that prints it does not."""
+    unseen = UNSEEN.encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Reply: a%s\r\nContent-Length: %d\r\n\r\n%s"
+    client = desk.start(world.app(answer=lambda *_: answer % (unseen, len(unseen), unseen)))
+    with world.wire(desk.name) as wire:
+        head = b"POST /%s HTTP/1.1\r\nHost: %s\r\nContent-Type: text/plain\r\nX-Field: %s\r\n"
+        head += b"Content-Length: %d\r\n\r\n"
+        assert wire.ask(head % (unseen, desk.host.encode(), unseen, len(unseen)) + unseen).status == 200
+    client.delivery()
+    done = good(desk.run("requests", "export", form, "--secrets"))
+    assert not set(UNSEEN) & set(done.text)
+    assert all(json.dumps(c)[1:-1] in done.text for c in UNSEEN)
+    if form == "--har":
+        (entry,) = json.loads(done.text)["log"]["entries"]
+        fields = pairs(entry["request"]["headers"]) + pairs(entry["response"]["headers"])
+        texts = entry["request"]["url"], entry["request"]["postData"]["text"], entry["response"]["content"]["text"]
+    else:
+        (entry,) = done.json
+        request, reply = entry["request"], entry["attempts"][0]["reply"]
+        fields = [tuple(field) for field in request["headers"] + reply["headers"]]
+        texts = request["path"], request["body"]["bytes"], reply["body"]["bytes"]
+    assert {("x-field", UNSEEN), ("x-reply", f"a{UNSEEN}")} <= set(fields)
+    assert texts[0].endswith(f"/{UNSEEN}") and texts[1:] == (UNSEEN, UNSEEN)
+
+
+def test_what_steers_a_terminal_is_imported_as_it_was(tmp_path):
+    kept = {"path": f"/{UNSEEN}", "headers": [["x-field", UNSEEN]], "body": {"bytes": UNSEEN}}
+    outcome = {"state": "answered", "status": 200}
+    attempt = {"number": 1, "url": "http://localhost:1/", "outcome": outcome, "reply": {"status": 200} | kept}
+    line = json.dumps({"request": kept, "attempts": [attempt]}, ensure_ascii=False).encode()
+    assert UNSEEN.encode() in line
+    exports = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        good(command("requests", "import", "-", folder=folder, stdin=line))
+        assert good(command("requests", "show", "@1", "--body", folder=folder)).raw == UNSEEN.encode()
+        line = good(command("requests", "export", "--jsonl", "--secrets", folder=folder)).raw
+        exports.append(line)
+    assert exports[0] == exports[1] and exports[0].isascii()
+    request = json.loads(exports[0])["request"]
+    assert (request["path"], request["headers"]) == (f"/{UNSEEN}", [["x-field", UNSEEN]])
+    assert request["body"]["bytes"] == UNSEEN
+
+
 def test_a_pin_survives_export_and_import(desk, app, tmp_path):
     client = desk.start(app, inspect=True)
     _, number = desk.keep()
@@ -1391,6 +1470,179 @@ def test_two_clients_share_a_history(desk, world, name):
         assert not [event for event in client.events if event["event"] == "hint" and "cannot" in event["text"]]
 
 
+@contextlib.contextmanager
+def held(desk, path="/slow", name=None):
+    """A delivery whose app has not answered yet, pending in the history: its sender's wire, and its id."""
+    name = name or desk.name
+    with desk.world.wire(name) as wire:
+        wire.send(request("POST", path, b"held", host=f"{name}.{DOMAIN}"))
+        pending = eventually(lambda: desk.list("--filter", f"is:pending path:{path}"), what="the pending exchange")
+        yield wire, pending[0]["id"]
+
+
+def kill(client):
+    client.process.kill()
+    client.exited()
+
+
+@pytest.fixture
+def interrupted(desk):
+    """A desk whose client was killed before the app had answered. The app answers whatever comes now."""
+    with GatedApp() as app:
+        client = desk.start(app)
+        with held(desk):
+            kill(client)
+        app.gate.set()
+        yield desk
+
+
+LOOKS = {
+    "list": lambda desk: desk.list()[0],
+    "a filter": lambda desk: desk.list("--filter", "is:failed")[0],
+    "show": lambda desk: desk.show()["summary"],
+    "inspect": lambda desk: got(desk.follow("inspect", "--json", *PORT_0), "/api/exchanges")["exchanges"][0],
+    "a client": lambda desk: got(desk.start(desk.app, name=f"{desk.name}-next", inspect=True), "/api/exchanges")[
+        "exchanges"
+    ][0],
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_what_a_killed_client_left_pending_is_ended_by_the_next_program(interrupted, look):
+    one = look(interrupted)
+    assert (one["state"], one["path"], one["attempts"]) == ("done", "/slow", 1)
+    assert (one["status"], one["error"], one["ok"]) == (None, "interrupted", False)
+
+
+def test_an_interrupted_exchange_says_what_happened(interrupted):
+    shown = interrupted.show()
+    (attempt,) = shown["attempts"]
+    assert (attempt["number"], attempt["status"], attempt["error"], attempt["reply"]) == (1, None, "interrupted", None)
+    assert attempt["message"] == "the client ended before the app's answer was kept"
+    assert shown["request"]["body"]["text"] == "held"
+    assert "ERR interrupted" in good(interrupted.run("requests")).text
+    assert attempt["message"] in good(interrupted.run("requests", "show", "@1")).text
+    assert interrupted.list("--filter", "is:pending") == []
+    # Once is enough.
+    assert interrupted.list("--filter", "is:failed") == [shown["summary"] | {"event": "delivery"}]
+
+
+def test_half_a_body_is_not_replayed_as_a_whole(desk):
+    with GatedApp() as app:
+        client = desk.start(app)
+        with desk.world.wire(desk.name) as wire:
+            head = f"POST /half HTTP/1.1\r\nHost: {desk.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            wire.send(head.encode() + b"4\r\nhalf\r\n")
+            eventually(lambda: desk.list("--filter", "is:pending path:/half"), what="the pending exchange")
+            kill(client)
+        app.gate.set()
+        shown = desk.show()
+        assert shown["request"]["body"]["text"] == "half" and shown["summary"]["error"] == "interrupted"
+        assert shown["can_replay"] is False and "end of the body" in shown["why_not"]
+        assert "end of the body" in failed(desk.run("replay", "--failed"), 1)
+        # Nor by way of a file.
+        lines = good(desk.run("requests", "export", "--jsonl", "--secrets")).raw
+        good(desk.run("requests", "delete", "--all"))
+        (desk.folder / "half.jsonl").write_bytes(lines)
+        good(desk.run("requests", "import", desk.folder / "half.jsonl"))
+        assert desk.show()["can_replay"] is False
+
+
+@pytest.mark.parametrize("where", ["where it went", "where it is told"])
+def test_an_interrupted_exchange_is_replayed(interrupted, where):
+    app = interrupted.app
+    words = ["--to", app.address] if where == "where it is told" else []
+    (replay,) = good(interrupted.run("replay", "--failed", "--json", *words)).json
+    assert replay["status"] == 200
+    same_request(*app.seen)
+    assert own_marks(app.seen[1].headers)["hookway-possible-duplicate"] == "1"
+    assert "nothing to replay" in good(interrupted.run("replay", "--failed")).said
+
+
+@pytest.mark.parametrize("killed", [0, 1], ids=["the first", "the second"])
+def test_while_a_client_lives_what_is_pending_stays_so(desk, name, killed):
+    """Of two that share a history, either is killed."""
+    names = name, f"{name}-b"
+    with GatedApp() as app:
+        clients = [desk.start(app, name=own) for own in names]
+        living = clients[1 - killed]
+
+        def pending():
+            return {one["id"] for one in desk.list("--filter", "is:pending")}
+
+        with held(desk, "/lost", names[killed]) as (_, lost), held(desk, "/own", names[1 - killed]) as (wire, own):
+            kill(clients[killed])
+            assert pending() == {lost, own}
+            # Another one that comes and goes takes nobody's place.
+            assert desk.start(app, name=f"{name}-c").stop() == 0
+            assert desk.show(lost)["attempts"] == [] and pending() == {lost, own}
+            app.gate.set()
+            assert wire.reply("POST").body == b"ok"
+        living.delivery(path="/own", status=200)
+        assert pending() == {lost}
+        assert living.stop() == 0
+    listed = {one["id"]: (one["status"], one["error"]) for one in desk.list()}
+    assert listed == {lost: (None, "interrupted"), own: (200, None)}
+    assert desk.show(own)["attempts"][0]["reply"]["body"]["text"] == "ok"
+
+
+def test_bodies_in_flight_share_64_mib(desk, world):
+    """What there is no room for is handed over all the same; of each the beginning is kept."""
+    many = 160
+    gates, arrived = [threading.Event(), threading.Event()], {}
+
+    def body(number):
+        return random.Random(number).randbytes(MIB)
+
+    def answer(seen, _):
+        arrived[seen.target] = seen.sha256
+        # That would be half a gigabyte here.
+        seen.body = seen.raw = b""
+        assert gates[int(seen.target[1:]) % 2].wait(150)
+        return OK
+
+    def pending():
+        return len(desk.list("--filter", "is:pending", "--limit", "999"))
+
+    client = desk.start(world.app(answer=answer), "--timeout", "3m")
+
+    def send(number):
+        wire = world.wire(desk.name)
+        head = f"POST /{number} HTTP/1.1\r\nHost: {desk.host}\r\nTransfer-Encoding: chunked\r\n\r\n{MIB:x}\r\n"
+        wire.send(head.encode() + body(number) + b"\r\n0\r\n\r\n")
+        return wire
+
+    with ThreadPoolExecutor(8) as pool, contextlib.ExitStack() as wires:
+        for gate in gates:
+            wires.callback(gate.set)
+        sent = [wires.enter_context(wire) for wire in pool.map(send, range(many))]
+        eventually(lambda: len(arrived) == many, 90, "all of them at the app")
+        eventually(lambda: pending() == many, 60, "all of them pending")
+        # Without a limit it would be 160 MiB, and what else a client takes.
+        assert client.rss() < 176 * MIB
+        for number, gate in enumerate(gates):
+            gate.set()
+            assert {wire.reply("POST").status for wire in sent[number::2]} == {200}
+            # What waits to be written has a limit of its own.
+            eventually(lambda: pending() == many // 2 * (1 - number), 60, "these kept")  # noqa: B023
+    assert arrived == {f"/{number}": hashlib.sha256(body(number)).hexdigest() for number in range(many)}
+    client.wait(lambda: len(client.deliveries(status=200)) == many, what="all deliveries")
+
+    def kept(event):
+        raw = good(desk.run("requests", "show", event["id"], "--body")).raw
+        assert event["bytes"] == MIB and body(int(event["path"][1:])).startswith(raw)
+        return len(raw)
+
+    kept = [kept(event) for event in client.deliveries()]
+    # Large ones take half of it, and of each its first 64 KiB.
+    assert MIB in kept and 64 << 10 <= min(kept) < MIB and 32 * MIB <= sum(kept) <= 64 * MIB
+    (shown,) = good(desk.run("requests", "show", client.deliveries()[kept.index(min(kept))]["id"], "--json")).json
+    assert (shown["request"]["body"]["size"], shown["request"]["body"]["kept"]) == (MIB, min(kept))
+    assert shown["can_replay"] is False
+    # All of it came back.
+    assert desk.show(desk.keep("POST", "/0", body(0))[1])["request"]["body"]["kept"] == MIB
+
+
 def hints(client):
     return [event["text"] for event in list(client.events) if event.get("event") == "hint"]
 
@@ -1478,6 +1730,31 @@ def test_a_command_that_finds_a_spoilt_history_says_so(desk, app, spoil):
     assert not done.raw and any(path.name in done.said for path in set_aside(desk)), done
 
 
+@pytest.mark.parametrize("many", [2, 8])
+@pytest.mark.parametrize("spoil", [SPOILERS[0], SPOILERS[1], SPOILERS[3]], ids=lambda spoil: spoil.__name__)
+def test_programs_that_find_a_spoilt_history_at_once_set_it_aside_once(kept, app, spoil, many):
+    for number in range(10):
+        kept.keep("POST", f"/{number}", bytes(2000))
+    assert kept.client.stop() == 0
+    spoil(kept.file)
+    before = kept.file.read_bytes()
+    with ThreadPoolExecutor(many) as pool:
+        done = list(pool.map(lambda _: good(kept.run("requests", "list")), range(many)))
+    (aside,) = set_aside(kept)
+    if spoil is lose_the_key:
+        with contextlib.closing(sqlite3.connect(aside)) as db:
+            assert db.execute("SELECT count(*) FROM exchange").fetchall() == [(10,)]
+    else:
+        assert aside.read_bytes() == before
+    assert not any(one.raw for one in done)
+    assert sum(aside.name in one.said for one in done) == 1
+    # It is fit for use.
+    client = kept.start(app)
+    assert kept.ask("POST", "/after").status == 200
+    client.delivery(path="/after")
+    assert paths(kept.list()) == "/after" and integrity(kept.file) == [("ok",)] and set_aside(kept) == [aside]
+
+
 def test_a_history_that_is_damaged_under_a_running_client_is_replaced(kept):
     for number in range(20):
         kept.keep("POST", f"/{number}", bytes(2000))
@@ -1519,6 +1796,14 @@ def test_a_locked_history_can_be_read(kept):
         assert kept.show()["request"]["path"] == "/before"
 
 
+def test_a_locked_history_can_be_read_without_a_client(kept):
+    kept.keep("POST", "/before")
+    assert kept.client.stop() == 0
+    with contextlib.closing(sqlite3.connect(kept.file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert paths(kept.list()) == "/before"
+
+
 def test_a_command_that_cannot_change_a_locked_history_says_so(kept):
     kept.keep("POST", "/before")
     with contextlib.closing(sqlite3.connect(kept.file, isolation_level=None)) as other:
@@ -1534,7 +1819,7 @@ def test_a_client_that_ends_while_its_history_is_locked_has_reported_all(kept):
         assert kept.ask("POST", "/locked").status == 200
         assert kept.client.stop() == 0
         assert kept.client.deliveries(path="/locked", status=200)
-        assert any("kept" in text for text in hints(kept.client))
+        assert any("not kept" in text and text.startswith("1 ") for text in hints(kept.client))
 
 
 def test_a_locked_history_is_told_and_catches_up(kept):

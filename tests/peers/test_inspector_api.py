@@ -18,7 +18,20 @@ from dataclasses import dataclass
 import brotli
 import pytest
 import zstandard
-from test_history import EVERY_BYTE, MASK, MIB, Desk, command, good, own_marks, pairs, same_request, valid_har
+from test_history import (
+    EVERY_BYTE,
+    MASK,
+    MIB,
+    Desk,
+    command,
+    good,
+    held,
+    kill,
+    own_marks,
+    pairs,
+    same_request,
+    valid_har,
+)
 from test_semantics import OK, GatedApp
 
 from world import DEADLINE, HOOKWAY, Program, eventually, lacking, request
@@ -526,6 +539,22 @@ def test_stored_history_is_served_and_replayed_without_a_tunnel(desk, app):
     assert stored.stop() == 0
 
 
+def test_what_a_killed_client_left_pending_ends_before_the_readers_eyes(desk):
+    """Nobody but the next program that opens the history ends it; an inspector that is open already shows it."""
+    with GatedApp() as app:
+        client = desk.start(app)
+        inspector = Inspector(desk.follow("inspect", "--json", "--inspect", "127.0.0.1:0"))
+        with inspector.events() as events, held(desk) as (_, number):
+            assert events.event("exchange")[1]["exchange"]["state"] == "pending"
+            kill(client)
+            assert [(one["id"], one["state"]) for one in inspector.list()] == [(number, "pending")]
+            good(desk.run("requests"))
+            _, told = events.event("exchange", lambda data: data["exchange"]["state"] == "done")
+            assert (told["exchange"]["id"], told["exchange"]["error"]) == (number, "interrupted")
+        assert [(one["state"], one["error"]) for one in inspector.list()] == [("done", "interrupted")]
+        assert inspector.get(f"/api/exchanges/{number}")["attempts"][0]["error"] == "interrupted"
+
+
 @pytest.fixture(scope="module")
 def shelf(world, tmp_path_factory):
     """2 500 exchanges without a tunnel, the newest `/2499`."""
@@ -1020,7 +1049,7 @@ def test_a_large_body_is_shown_to_its_beginning(live):
     number = shown["summary"]["id"]
     assert live.inspector.ask("GET", f"/api/exchanges/{number}/request/body").body == body[:MIB]
     answer = live.inspector.change("POST", f"/api/exchanges/{number}/replay")
-    assert answer.status == 409 and "1 MiB" in answer.reason
+    assert answer.status == 409 and "not kept whole" in answer.reason
     # With another body there is nothing in the way.
     answer = live.inspector.change("POST", f"/api/exchanges/{number}/replay", {"body": {"text": "small"}})
     assert answer.status == 200 and live.app.seen[-1].body == b"small"
