@@ -1,6 +1,7 @@
 //! Stays connected to the relay.
 
 mod dial;
+mod exchanges;
 mod session;
 
 use std::collections::BTreeMap;
