@@ -206,4 +206,13 @@ impl Outcome {
     pub fn is_ok(&self) -> bool {
         matches!(self, Self::Answered(status) if status.as_u16() < 400)
     }
+
+    /// The status of the answer, and what went wrong in a word or two.
+    pub(crate) fn status_and_error(&self) -> (Option<u16>, Option<&str>) {
+        match self {
+            Self::Answered(status) => (Some(status.as_u16()), None),
+            Self::Cut(status) => (Some(status.as_u16()), Some("cut")),
+            Self::Failed { short, .. } => (None, Some(short.as_str())),
+        }
+    }
 }

@@ -353,11 +353,7 @@ pub(crate) struct Banner {
 }
 
 fn delivery_json(delivered: &Delivered) -> serde_json::Value {
-    let (status, error) = match &delivered.outcome {
-        Outcome::Answered(status) => (Some(status.as_u16()), None),
-        Outcome::Cut(status) => (Some(status.as_u16()), Some("cut")),
-        Outcome::Failed { short, .. } => (None, Some(short.as_str())),
-    };
+    let (status, error) = delivered.outcome.status_and_error();
     json!({
         "event": "delivery",
         "id": delivered.id.to_string(),

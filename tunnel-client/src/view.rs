@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::content::Content;
-use crate::exchange::{Attempt, Exchange, Outcome, Reply};
+use crate::exchange::{Attempt, Exchange, Reply};
 use crate::mask::{self, Secrets};
 use crate::replay;
 
@@ -16,7 +16,7 @@ use crate::replay;
 pub(crate) fn summary(exchange: &Exchange, secrets: Secrets) -> Value {
     let request = &exchange.request;
     let last = exchange.attempts.last();
-    let (status, error) = last.map_or((None, None), |last| answer(&last.outcome));
+    let (status, error) = last.map_or((None, None), |last| last.outcome.status_and_error());
     let kind = request.headers.get(&CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()));
     json!({
         "id": exchange.id.to_string(),
@@ -85,7 +85,7 @@ pub(crate) fn detail(exchange: &Exchange, secrets: Secrets) -> Value {
 }
 
 fn attempt(attempt: &Attempt, secrets: Secrets) -> Value {
-    let (status, error) = answer(&attempt.outcome);
+    let (status, error) = attempt.outcome.status_and_error();
     json!({
         "number": attempt.number,
         "at": micros(attempt.at),
@@ -115,14 +115,6 @@ pub(crate) fn shown(target: &str, secrets: Secrets) -> Cow<'_, str> {
     match secrets {
         Secrets::Masked => mask::target(target),
         Secrets::Shown => target.into(),
-    }
-}
-
-fn answer(outcome: &Outcome) -> (Option<u16>, Option<&str>) {
-    match outcome {
-        Outcome::Answered(status) => (Some(status.as_u16()), None),
-        Outcome::Cut(status) => (Some(status.as_u16()), Some("cut")),
-        Outcome::Failed { short, .. } => (None, Some(short.as_str())),
     }
 }
 
