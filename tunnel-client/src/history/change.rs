@@ -1,7 +1,7 @@
 //! A change of what is kept: all of it or nothing.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use hookway_protocol::id::DeliveryId;
 
@@ -130,12 +130,15 @@ impl Change<'_> {
 
     /// Ends the exchanges that nobody goes on with: the client that did was killed.
     pub(super) fn end_abandoned(&mut self) -> Result<(), FileError> {
-        let sql = "SELECT seq, id, heads, sealed FROM exchange JOIN body USING (seq) WHERE open = 1";
-        let mut query = self.db.prepare_cached(sql)?;
-        let read = |row: &Row<'_>| Ok((row.get(0)?, DeliveryId::from_bytes(row.get(1)?), row.get(2)?, row.get(3)?));
-        let open = query.query_map([], read)?.collect::<Result<Vec<(u64, _, _, _)>, _>>()?;
+        let mut query = self.db.prepare_cached("SELECT seq, id FROM exchange WHERE open = 1")?;
+        let open = query.query_map([], |row| Ok((row.get(0)?, DeliveryId::from_bytes(row.get(1)?))))?;
+        let open = open.collect::<Result<Vec<(u64, DeliveryId)>, _>>()?;
         drop(query);
-        for (seq, id, heads, bodies) in open {
+        // One at a time: their bodies may be large.
+        for (seq, id) in open {
+            let sql = "SELECT heads, sealed FROM exchange JOIN body USING (seq) WHERE seq = ?";
+            let sealed = self.db.prepare_cached(sql)?.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)));
+            let (heads, bodies) = sealed?;
             let opened = self.key.open(&place(seq, b'h'), heads).zip(self.key.open(&place(seq, b'b'), bodies));
             // What cannot be opened stays as it is.
             if let Some(record) = opened.and_then(|(heads, _)| Record::abandoned(id, &heads).ok()) {
