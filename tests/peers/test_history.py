@@ -1539,6 +1539,9 @@ def test_half_a_body_is_not_replayed_as_a_whole(desk):
         shown = desk.show()
         assert shown["request"]["body"]["text"] == "half" and shown["summary"]["error"] == "interrupted"
         assert shown["can_replay"] is False and "end of the body" in shown["why_not"]
+        assert "end of the body" in good(desk.run("requests", "show", "@1")).text
+        (entry,) = json.loads(good(desk.run("requests", "export", "--har")).raw)["log"]["entries"]
+        assert "beginning" in entry["request"]["postData"]["comment"]
         assert "end of the body" in failed(desk.run("replay", "--failed"), 1)
         # Nor by way of a file.
         lines = good(desk.run("requests", "export", "--jsonl", "--secrets")).raw

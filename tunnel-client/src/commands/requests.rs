@@ -106,6 +106,9 @@ fn print(exchange: &Exchange, secrets: Secrets, output: Output) {
     let target = view::shown(request.target.as_str(), secrets);
     output.text(&format!("\n{} {target}", request.method));
     print_message(&request.headers, &request.body, &request.trailers, secrets, output);
+    if request.unfinished {
+        output.text("  [the end of the body did not come]");
+    }
     for attempt in &exchange.attempts {
         print_attempt(attempt, secrets, output);
     }

@@ -10,7 +10,7 @@ use http::header;
 use serde_json::{Map, Value, json};
 
 use crate::content::{self, Plain};
-use crate::exchange::{Attempt, Exchange, Kept, Outcome};
+use crate::exchange::{Attempt, Exchange, Outcome, Request};
 use crate::harmless;
 use crate::mask::{self, MASK, Secrets};
 
@@ -80,15 +80,16 @@ fn request(exchange: &Exchange, http: &str, secrets: Secrets) -> Value {
         "bodySize": request.body.size,
     });
     if let (false, Some(value)) = (request.body.bytes.is_empty(), value.as_object_mut()) {
-        value.insert("postData".into(), post_data(&request.headers, &request.body));
+        value.insert("postData".into(), post_data(request));
     }
     value
 }
 
 /// The body as `text`, and a form's fields as `params` too: Chromium shows those, Firefox parses the text.
-fn post_data(headers: &Headers, body: &Kept) -> Value {
-    let media_type = media_type(headers);
-    let plain = Plain::of(headers, body);
+fn post_data(request: &Request) -> Value {
+    let media_type = media_type(&request.headers);
+    let mut plain = Plain::of(&request.headers, &request.body);
+    plain.cut |= request.unfinished;
     let mut data = text(&plain);
     if let Some((content::Kind::Form, text)) = plain.text() {
         let params: Vec<_> =
