@@ -15,7 +15,7 @@ const RELAY: [&[&str]; 9] = [
     &["store"],
     &["delivery", "certs", "limits", "metrics", "shutdown"],
 ];
-const CLIENT: [&[&str]; 13] = [
+const CLIENT: [&[&str]; 14] = [
     &["main"],
     &["commands"],
     &["config", "cli"],
@@ -25,10 +25,11 @@ const CLIENT: [&[&str]; 13] = [
     &["view"],
     &["tunnel", "replay"],
     &["forwarder"],
-    &["history", "export", "diff"],
-    &["filter", "content", "mask"],
+    &["webhook"],
+    &["history", "export", "diff", "cassette"],
+    &["filter", "content", "mask", "samples", "signature"],
     &["events"],
-    &["exchange", "target", "harmless"],
+    &["exchange", "target", "harmless", "json"],
 ];
 
 /// What is allowed all the same, and why.

@@ -9,9 +9,11 @@ use hookway_protocol::host::EndpointName;
 use hookway_protocol::settings::{duration, nearest, size};
 use http::{HeaderName, HeaderValue};
 
+use crate::config::provider;
 use crate::filter::Filter;
 use crate::forwarder::HostHeader;
 use crate::history::Which;
+use crate::signature::Known;
 use crate::target::Target;
 use crate::tunnel::RelayAddress;
 
@@ -114,7 +116,11 @@ pub struct ForwardArgs {
     /// Deliveries at once
     #[arg(long, value_name = "N", env = "HOOKWAY_MAX_CONNECTIONS", default_value_t = 1024)]
     pub(crate) max_connections: usize,
-    /// Print only deliveries that match: method:POST path:/stripe status:5xx header.x-id:7 body:"evt_1" …
+    #[command(flatten)]
+    pub(crate) verify: VerifyArgs,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+    /// Print only deliveries that match: method:POST path:/stripe status:5xx provider:stripe sig:bad header.x-id:7 …
     #[arg(long, value_name = "EXPR", env = "HOOKWAY_FILTER", allow_hyphen_values = true)]
     pub(crate) filter: Option<Filter>,
     #[command(flatten)]
@@ -130,6 +136,47 @@ pub struct ForwardArgs {
     /// With --once or --until: exit 6 if a delivery failed
     #[arg(long)]
     pub(crate) fail: bool,
+}
+
+/// The secrets that signatures are checked and made with.
+#[derive(Args, Clone, Debug, Default)]
+pub struct VerifyArgs {
+    /// Check signatures with the secret in that variable: stripe, github=MY_SECRET, …; may be repeated, also for one
+    /// provider
+    #[arg(long, value_name = "PROVIDER[=ENV]", env = "HOOKWAY_VERIFY", value_delimiter = ',')]
+    // As text: what cannot be read may be the secret itself, and clap would repeat it.
+    pub(crate) verify: Vec<String>,
+}
+
+/// What is asked of deliveries.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PolicyArgs {
+    /// Answer 401 to what is not signed well, before it reaches the app
+    #[arg(long, env = "HOOKWAY_REQUIRE_SIGNATURE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) require_signature: bool,
+    /// Do not put an event to the app again that it took before
+    #[arg(long, env = "HOOKWAY_DEDUPE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) dedupe: bool,
+    /// Answer 202 just before the sender's deadline while the app takes its time: you are stepping through its code
+    #[arg(long, env = "HOOKWAY_BREAKPOINT", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) breakpoint: bool,
+}
+
+/// A file of requests, for tests.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CassetteArgs {
+    /// Put the requests of this file, which `hookway record` wrote, to the app: no history, no relay
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "failed", "edit", "times"], requires = "to")]
+    pub(crate) cassette: Option<PathBuf>,
+    /// With --cassette: the statuses that are right: 2xx, 200, 200,404
+    #[arg(long, value_name = "STATUS", default_value = "2xx", requires = "cassette", value_delimiter = ',', value_parser = expected)]
+    pub(crate) expect: Vec<String>,
+    /// With --cassette: an answer must be there within so many milliseconds
+    #[arg(long, value_name = "MS", requires = "cassette")]
+    pub(crate) max_ms: Option<u64>,
+    /// With --cassette: write a JUnit report
+    #[arg(long, value_name = "FILE", requires = "cassette")]
+    pub(crate) junit: Option<PathBuf>,
 }
 
 /// What is kept of requests.
@@ -268,6 +315,10 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTPS", default_value = "127.0.0.1:8443")]
         https: SocketAddr,
         #[command(flatten)]
+        verify: VerifyArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
+        #[command(flatten)]
         history: HistoryArgs,
         #[command(flatten)]
         inspect: InspectArgs,
@@ -283,9 +334,11 @@ pub(crate) enum Command {
         what: Option<RequestsCommand>,
     },
     /// Put kept requests to the app again
+    ///
+    /// Exits 6 if the app failed one, 7 if a secret is missing that a cassette needs.
     Replay {
         /// An id, a part of it, or @1 for the newest
-        #[arg(required_unless_present = "failed")]
+        #[arg(required_unless_present_any = ["failed", "cassette"])]
         ids: Vec<Which>,
         /// Those that failed and were not replayed with success since, the oldest first
         #[arg(long, conflicts_with = "ids")]
@@ -305,12 +358,131 @@ pub(crate) enum Command {
         /// So many times
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
         times: u32,
+        #[command(flatten)]
+        verify: VerifyArgs,
+        /// Send the signature as it was kept
+        #[arg(long)]
+        no_resign: bool,
+        #[command(flatten)]
+        cassette: CassetteArgs,
         /// The app must begin to answer within this time
         #[arg(long, value_name = "DURATION", env = "HOOKWAY_TIMEOUT", default_value = "30s", value_parser = duration)]
         timeout: Duration,
     },
+    /// Send a signed sample webhook
+    Send {
+        /// stripe, github, slack, …
+        #[arg(value_parser = provider)]
+        provider: Known,
+        /// The event; the provider's usual one, if none is named
+        event: Option<String>,
+        /// Where to: http(s)://host:port/path
+        #[arg(long, value_name = "URL", required_unless_present = "list")]
+        to: Option<http::Uri>,
+        /// The variable that holds the secret; else what `[[verify]]` says, else the provider's usual one
+        #[arg(long, value_name = "ENV")]
+        secret_env: Option<String>,
+        /// Send this body instead; - for stdin
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Change a value of the sample: data.object.amount=500; may be repeated
+        #[arg(long, value_name = "PATH=VALUE", value_parser = assignment, conflicts_with = "file")]
+        set: Vec<(String, String)>,
+        /// Add or replace a header field; may be repeated
+        #[arg(short = 'H', long, value_name = "K: V", value_parser = header)]
+        header: Vec<(HeaderName, HeaderValue)>,
+        /// With twilio: JSON instead of a form
+        #[arg(long)]
+        json_body: bool,
+        /// Print what would be sent, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// List the samples there are
+        #[arg(long)]
+        list: bool,
+        /// The app must begin to answer within this time
+        #[arg(long, value_name = "DURATION", env = "HOOKWAY_TIMEOUT", default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// Check the signature of a webhook in a file, and say what is wrong with it
+    Verify {
+        /// stripe, github, slack, …
+        #[arg(value_parser = provider)]
+        provider: Known,
+        /// The body as it was received; - for stdin
+        file: PathBuf,
+        /// The variable that holds the secret; may be repeated
+        #[arg(long, value_name = "ENV")]
+        secret_env: Vec<String>,
+        /// A header field as it was received; may be repeated
+        #[arg(short = 'H', long, value_name = "K: V", value_parser = header)]
+        header: Vec<(HeaderName, HeaderValue)>,
+        /// The URL that it was sent to, for providers that sign it
+        #[arg(long)]
+        url: Option<http::Uri>,
+        /// When it was received, if not now: 2026-11-21T10:00:00Z, or seconds since 1970
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<jiff::Timestamp>,
+    },
+    /// Put the same event to the app in all the ways in which it may come again: is the handler idempotent?
+    ///
+    /// Exits 0 if it looked so, 1 if not, 6 if the app did not take the event in the first place.
+    Drill {
+        /// An id, a part of it, or @1 for the newest
+        id: Which,
+        /// Where to, instead of where it went before: 4000, http(s)://host:port/prefix
+        #[arg(long, value_name = "URL")]
+        to: Option<Target>,
+        /// A command that tells the app's state, by its exit code and what it prints; run before and after
+        #[arg(long, value_name = "CMD")]
+        probe: Option<String>,
+        #[command(flatten)]
+        verify: VerifyArgs,
+        /// The app must begin to answer within this time
+        #[arg(long, value_name = "DURATION", env = "HOOKWAY_TIMEOUT", default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// Write requests into a file that tests replay: without secrets, to be signed afresh
+    Record {
+        /// These; all that match, if none is named
+        ids: Vec<Which>,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// Go on with those that come, until Ctrl-C
+        #[arg(long, conflicts_with_all = ["ids", "limit"])]
+        follow: bool,
+        /// Those since then: 1h, 10:30, 2026-11-21T10:00
+        #[arg(long, value_name = "TIME", conflicts_with = "ids", value_parser = time)]
+        since: Option<String>,
+        /// Those that match: provider:stripe path:/stripe status:2xx …
+        #[arg(long, value_name = "EXPR", conflicts_with = "ids", allow_hyphen_values = true)]
+        filter: Option<Filter>,
+        /// At most so many, the newest
+        #[arg(long, value_name = "N", conflicts_with = "ids")]
+        limit: Option<usize>,
+    },
+    /// Who signs how: the providers whose signatures can be checked
+    Providers {
+        /// This one, with all there is to say
+        #[arg(value_parser = provider)]
+        provider: Option<Known>,
+        /// All of them as a page in Markdown
+        #[arg(long, conflicts_with = "provider")]
+        markdown: bool,
+    },
+    /// A key of your own, for providers whose own nobody else has
+    Keys {
+        /// What of it
+        what: KeysCommand,
+        /// sendgrid, discord, standard
+        #[arg(value_parser = provider)]
+        provider: Known,
+    },
     /// The inspector over the history, without a tunnel
     Inspect {
+        #[command(flatten)]
+        verify: VerifyArgs,
         #[command(flatten)]
         inspect: InspectArgs,
     },
@@ -345,6 +517,15 @@ pub(crate) enum Command {
     },
     /// Print the version
     Version,
+}
+
+/// What of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeysCommand {
+    /// Print its public half, as the provider's library takes it
+    Show,
+    /// Make it, if there is none
+    Create,
 }
 
 /// What of the configuration.
@@ -385,6 +566,30 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     // It may be a secret: not to be shown by `Debug`.
     value.set_sensitive(true);
     Ok((name, value))
+}
+
+/// `2xx` or `404`.
+fn expected(text: &str) -> Result<String, String> {
+    let lower = text.to_ascii_lowercase();
+    let fits = |byte: u8, first: bool| (byte.is_ascii_digit() && (!first || byte != b'0')) || (!first && byte == b'x');
+    match lower.as_bytes() {
+        [a, b, c] if fits(*a, true) && fits(*b, false) && fits(*c, false) => Ok(lower),
+        _ => Err(format!("`{text}` is no status, such as 2xx or 404")),
+    }
+}
+
+/// `path=value`.
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (path, value) = text.split_once('=').ok_or("it is PATH=VALUE, such as data.object.amount=500")?;
+    if path.is_empty() || path.split('.').any(str::is_empty) {
+        return Err("the path is names and numbers with points between, such as data.object.amount".into());
+    }
+    Ok((path.to_owned(), value.to_owned()))
+}
+
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    let seconds = text.parse::<i64>().ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    seconds.or_else(|| text.parse().ok()).ok_or_else(|| "a time is 2026-11-21T10:00:00Z, or seconds since 1970".into())
 }
 
 /// A term of a filter that takes this value.

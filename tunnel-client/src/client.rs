@@ -9,13 +9,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{Event, Events, Listener};
-use crate::exchange::Delivered;
+use crate::exchange::{Attempt, Delivered, Outcome, Verdict};
 use crate::filter::Filter;
 use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
-use crate::history::{History, Recorder};
+use crate::history::{History, Listed, Recorder};
 use crate::replay::Replayer;
 use crate::target::{InvalidTarget, Target};
 use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
+use crate::webhook::{Kept, Policy, Webhooks};
+
+/// So many events of earlier runs are known.
+const REMEMBERED: usize = 10_000;
+/// A history that is locked is not waited for longer, also where repeats must not pass.
+const REMEMBERED_IN: Duration = Duration::from_secs(3);
 
 /// What a client needs to know.
 #[derive(Clone, Debug)]
@@ -59,6 +65,7 @@ impl Options {
                 wait_app: Duration::from_secs(3),
                 max_body: 1 << 30,
                 max_connections: 1024,
+                webhooks: Policy::default(),
             },
             history: None,
             filter: Filter::default(),
@@ -154,10 +161,15 @@ impl Client {
         let forwarder = Forwarder::new(options.forward, &sender);
         let recorder = Recorder::new(sender, options.history, options.filter);
         let (own, target, ended) = (recorder.clone(), forwarder.clone(), stop.clone());
+        let known = forwarder.clone();
         let run = async move {
+            if known.settings.webhooks.dedupe {
+                // What came before must be known before the first delivery.
+                let _ = tokio::time::timeout(REMEMBERED_IN, remember(own.history(), &known.webhooks)).await;
+            }
             let end = tokio::select! {
                 end = tunnel::run(options.tunnel, target, own.clone(), ended) => end,
-                () = tell_of(own.history(), own.events()) => Ok(()),
+                _ = async { tokio::join!(remember(own.history(), &known.webhooks), tell_of(own.history(), own.events())) } => Ok(()),
             };
             let left = match own.history() {
                 Some(history) => history.flush().await,
@@ -240,6 +252,32 @@ impl Client {
         self.stop.cancel();
         (&mut self.task.0).await.unwrap_or_else(|error| Err(ConnectError::Local { cause: error.to_string() }))
     }
+}
+
+/// Has the events of earlier runs known, so that a repeat of one is seen as that.
+async fn remember(history: Option<&History>, webhooks: &Webhooks) {
+    let Some(history) = history else { return };
+    let read = history.read(|reader| {
+        let mut known = Vec::new();
+        reader.visit(&Filter::default(), None, false, |exchange| {
+            let webhook = &exchange.webhook;
+            let is_bad = webhook.signature == Verdict::Bad;
+            if webhook.dedup_id.is_some() && !is_bad && exchange.replay_of.is_none() {
+                let taken = |attempt: &Attempt| {
+                    matches!(attempt.outcome, Outcome::Answered(status) if status.is_success() && attempt.reply.is_some())
+                };
+                let taken = exchange.attempts.iter().any(taken);
+                let (endpoint, path) = (exchange.endpoint.to_string(), exchange.request.target.path().to_owned());
+                known.push((exchange.webhook, Kept { id: exchange.id, endpoint, path, taken }));
+            }
+            if known.len() < REMEMBERED { Listed::More } else { Listed::Enough }
+        })?;
+        Ok(known)
+    });
+    // What cannot be read was told already; without it only repeats of this run are known.
+    let known = read.await.unwrap_or_default();
+    // The oldest first: the others repeat it.
+    known.iter().rev().for_each(|(webhook, kept)| webhooks.remember(webhook, kept));
 }
 
 /// Tells what a person should know of the history: once each, for ever.

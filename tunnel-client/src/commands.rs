@@ -1,20 +1,26 @@
 //! What each command does.
 
 mod account;
+mod cassette;
 #[cfg(feature = "dev")]
 mod dev;
+mod drill;
 mod forward;
 mod history;
+mod providers;
 mod replay;
 mod requests;
+mod send;
+mod webhooks;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command, ConfigCommand, GlobalArgs};
+use crate::cli::{CassetteArgs, Cli, Command, ConfigCommand, GlobalArgs, PolicyArgs};
 use crate::config::{self, ConfigError};
+use crate::filter::Filter;
 use crate::history::{FileError, WhichError};
 use crate::output::{Failure, Output};
 use crate::tunnel::ConnectError;
@@ -39,15 +45,56 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let done = match cli.command {
         None => forward::run(cli.forward, &files, output),
         #[cfg(feature = "dev")]
-        Some(Command::Dev { target, demo, name, host_header, http, https, history, inspect, once }) => {
-            dev::run(dev::Dev { target, demo, name, host_header, http, https, history, inspect, once }, output)
+        Some(Command::Dev { target, demo, name, host_header, http, https, verify, policy, history, inspect, once }) => {
+            let policy = webhooks::policy(&verify, policy, &files);
+            let dev =
+                |policy| dev::Dev { target, demo, name, host_header, http, https, policy, history, inspect, once };
+            policy.and_then(|policy| dev::run(dev(policy), output))
         }
         Some(Command::Requests { find, what }) => requests::run(&find, what, output),
-        Some(Command::Replay { ids, failed, since, to, edit, header, times, timeout }) => {
-            let which = if failed { replay::Chosen::Failed { since } } else { replay::Chosen::These(ids) };
-            replay::run(&replay::Asked { which, to, edit, header, times, timeout }, output)
+        Some(Command::Replay { cassette, to: Some(to), verify, header, no_resign, timeout, .. })
+            if cassette.cassette.is_some() =>
+        {
+            let CassetteArgs { cassette, expect, max_ms, junit } = cassette;
+            let file = cassette.unwrap_or_default();
+            let asked = cassette::Asked { file, to, expect, max_ms, junit, header, no_resign, timeout };
+            cassette::replay(&asked, &verify, &files, output)
         }
-        Some(Command::Inspect { inspect }) => requests::inspect(&inspect, output),
+        Some(Command::Replay { ids, failed, since, to, edit, header, times, verify, no_resign, timeout, .. }) => {
+            let which = if failed { replay::Chosen::Failed { since } } else { replay::Chosen::These(ids) };
+            let policy = webhooks::policy(&verify, PolicyArgs::default(), &files);
+            let asked = |policy| replay::Asked { which, to, edit, header, times, no_resign, policy, timeout };
+            policy.and_then(|policy| replay::run(&asked(policy), output))
+        }
+        Some(Command::Send { provider, list: true, .. }) => send::list(&provider, output),
+        Some(Command::Send {
+            provider, event, to, secret_env, file, set, header, json_body, dry_run, timeout, ..
+        }) => {
+            let to = to.unwrap_or_default();
+            let provider = files.described(&provider, to.path());
+            let asked = send::Asked { provider, event, to, secret_env, file, set, header, json_body, dry_run, timeout };
+            send::run(&asked, &files, output)
+        }
+        Some(Command::Verify { provider, file, secret_env, header, url, at }) => {
+            let asked = webhooks::Asked { provider, file, secrets: secret_env, header, url, at };
+            webhooks::verify(&asked, &files, output)
+        }
+        Some(Command::Drill { id, to, probe, verify, timeout }) => {
+            let policy = webhooks::policy(&verify, PolicyArgs::default(), &files);
+            let asked = |policy| drill::Asked { which: id, to, probe, policy, timeout };
+            policy.and_then(|policy| drill::run(&asked(policy), output))
+        }
+        Some(Command::Record { ids, out, follow, since, filter, limit }) => {
+            let since = since.and_then(|since| since.parse::<Filter>().ok());
+            let filter = since.into_iter().chain(filter).fold(Filter::default(), Filter::and);
+            cassette::record(&cassette::Wanted { ids, out, follow, filter }, limit, output)
+        }
+        Some(Command::Providers { provider, markdown }) => providers::run(provider.as_ref(), markdown, output),
+        Some(Command::Keys { what, provider }) => webhooks::keys(what, &provider, output),
+        Some(Command::Inspect { verify, inspect }) => {
+            let policy = webhooks::policy(&verify, PolicyArgs::default(), &files);
+            policy.and_then(|policy| requests::inspect(&inspect, policy, output))
+        }
         Some(Command::Login { url, relay_ca, token_file }) => {
             account::login(&cli.global, &url, relay_ca, token_file, output)
         }
@@ -115,6 +162,10 @@ impl From<ConfigError> for Failure {
             ConfigError::NoToken { .. } => Self::new(4, what)
                 .cause("a token begins with hwt_; nothing else is sent to a relay")
                 .next("ask the relay's operator for one:  hookway-relay token create --name NAME"),
+            ConfigError::NoSecret { cause, next, .. } => Self::new(7, what).cause(cause).next(next),
+            ConfigError::WrongSecret { cause, page, .. } => {
+                Self::new(7, what).cause(cause).next(format!("copy it again; see {page}"))
+            }
             ConfigError::NoHome => {
                 Self::new(7, what).cause("HOME is not set").next("set HOME, or name a file:  --config FILE")
             }

@@ -1,5 +1,7 @@
 //! The client's configuration: defaults < user's file < project's file < environment < flags.
 
+mod verify;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -15,8 +17,11 @@ use hookway_protocol::settings::{self, Problem, Setting};
 use serde::Deserialize;
 
 use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, route};
+use crate::signature::Known as Provider;
 use crate::target::Target;
 use crate::tunnel::RelayAddress;
+
+pub(crate) use verify::{Verify, provider};
 
 /// The project's file, in the working folder or one above.
 const PROJECT: &str = "hookway.toml";
@@ -41,6 +46,10 @@ pub(crate) enum ConfigError {
     NoToken { from: String },
     #[error("this account has no home folder to keep settings in")]
     NoHome,
+    #[error("there is no secret for {provider} in {name}")]
+    NoSecret { name: String, provider: &'static str, cause: String, next: String },
+    #[error("what {name} holds is no secret of {title}")]
+    WrongSecret { name: String, title: &'static str, cause: &'static str, page: &'static str },
 }
 
 /// What the files say beside settings.
@@ -48,6 +57,8 @@ pub(crate) enum ConfigError {
 pub(crate) struct Files {
     /// The endpoints of the project's file, with targets of their own.
     pub(crate) endpoints: Vec<ProjectEndpoint>,
+    /// The secrets that deliveries are checked with.
+    pub(crate) verify: Vec<Verify>,
     /// The relay that the project's file names.
     project: Known,
     /// The relay of the user's file, which `hookway login` makes. Its token goes there only, whatever a project says.
@@ -91,6 +102,8 @@ struct EndpointTable {
 struct Tables {
     #[serde(default)]
     endpoint: Vec<toml::Spanned<EndpointTable>>,
+    #[serde(default)]
+    verify: Option<toml::Spanned<toml::Value>>,
 }
 
 /// The command line, completed from the files if the command uses them.
@@ -106,7 +119,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
     }
     let uses_files = match (matches.subcommand_name(), &cli.command) {
         (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,
-        (name, _) => matches!(name, None | Some("whoami" | "dev" | "replay" | "inspect")),
+        (name, _) => matches!(name, None | Some("whoami" | "dev" | "replay" | "inspect" | "send" | "drill" | "verify")),
     };
     if !uses_files {
         return Ok(Ok((cli, Files::default())));
@@ -133,7 +146,7 @@ fn read_files(user: &Path, named: bool) -> Result<(Vec<Setting>, Files), ConfigE
         };
         let mut problems = Vec::new();
         let settings = read_settings(&text, is_project, &mut problems);
-        read_endpoints(&text, &mut files.endpoints, &mut problems);
+        read_tables(&text, &path, is_project, &mut files, &mut problems);
         if !problems.is_empty() {
             problems.sort_by_key(|problem| problem.line);
             return Err(ConfigError::Wrong { path: path.display().to_string(), problems });
@@ -168,7 +181,7 @@ fn read_settings(text: &str, is_project: bool, problems: &mut Vec<Problem>) -> V
         .filter(|key| !NOT_SETTINGS.contains(key))
         .chain(["target", "token"])
         .collect();
-    let (settings, wrong) = settings::read(text, &known, &["endpoint"]);
+    let (settings, wrong) = settings::read(text, &known, &["endpoint", "verify"]);
     problems.extend(wrong);
     let names_relay = settings.iter().any(|setting| setting.key == "relay");
     for setting in &settings {
@@ -188,15 +201,25 @@ fn read_settings(text: &str, is_project: bool, problems: &mut Vec<Problem>) -> V
     settings
 }
 
-/// The `[[endpoint]]` tables of one file, and what is wrong with them.
-fn read_endpoints(text: &str, endpoints: &mut Vec<ProjectEndpoint>, problems: &mut Vec<Problem>) {
+/// The `[[endpoint]]` and `[[verify]]` tables of one file, and what is wrong with them.
+fn read_tables(text: &str, path: &Path, is_project: bool, files: &mut Files, problems: &mut Vec<Problem>) {
+    let folder = path.parent().unwrap_or(Path::new(""));
     match toml::from_str::<Tables>(text) {
         Ok(tables) => {
+            let mut problem =
+                |at: usize, message| problems.push(Problem { line: settings::line_of(text, at), message });
             for table in tables.endpoint {
-                let line = settings::line_of(text, table.span().start);
+                let at = table.span().start;
                 match table.into_inner().parse() {
-                    Ok(endpoint) => endpoints.push(endpoint),
-                    Err(message) => problems.push(Problem { line, message }),
+                    Ok(endpoint) => files.endpoints.push(endpoint),
+                    Err(message) => problem(at, message),
+                }
+            }
+            let verify = tables.verify.map(|verify| Verify::read_all(text, verify, folder, is_project));
+            for read in verify.into_iter().flatten() {
+                match read {
+                    Ok(verify) => files.verify.push(verify),
+                    Err((at, message)) => problem(at, message),
                 }
             }
         }
@@ -289,6 +312,15 @@ fn names() -> Option<BTreeMap<String, String>> {
 
 fn key(relay: &str) -> Option<String> {
     Some(format!("{relay} {}", project_folder()?.display()))
+}
+
+impl Files {
+    /// The provider as a file describes it, if it is one that only files describe.
+    pub(crate) fn described(&self, provider: &Provider, path: &str) -> Provider {
+        let same = self.verify.iter().filter(|verify| verify.provider.facts().name == provider.facts().name);
+        let found = same.clone().find(|verify| verify.is_for(None, path)).or_else(|| same.clone().next());
+        found.map_or_else(|| provider.clone(), |verify| verify.provider.clone())
+    }
 }
 
 impl RelayArgs {

@@ -36,6 +36,8 @@ pub(crate) struct Exchange {
     pub(crate) http2: bool,
     /// What was sent.
     pub(crate) request: Request,
+    /// What that is as a webhook.
+    pub(crate) webhook: Webhook,
     /// Each try to hand it to the app that is over, the first one first. None yet: it is pending.
     pub(crate) attempts: Vec<Attempt>,
     /// The exchange whose request this one repeats.
@@ -57,17 +59,76 @@ impl Exchange {
             method: self.request.method.to_string(),
             path: self.request.target.to_string(),
             outcome: last.map_or_else(pending, |last| last.outcome.clone()),
+            webhook: self.webhook.clone(),
             replay_of: self.replay_of,
             duration: last.map_or(Duration::ZERO, |last| last.duration),
             bytes: self.request.body.size,
             attempt: last.map_or(0, |last| last.number),
             is_wanted: true,
+            is_own: self.is_own(),
         }
+    }
+
+    /// Whether the client answered it in the app's place.
+    pub(crate) fn is_own(&self) -> bool {
+        let last = self.attempts.last();
+        last.is_some_and(|last| matches!(last.outcome, Outcome::Answered(_)) && last.reply.is_none())
     }
 
     /// Whether the app did not answer, or with a status of 400 or above, or not to the end.
     pub(crate) fn is_failed(&self) -> bool {
         self.attempts.last().is_some_and(|last| !last.outcome.is_ok())
+    }
+}
+
+/// What a request is as a webhook.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Webhook {
+    /// Who sent it, as flags name it: `stripe`.
+    pub provider: Option<String>,
+    /// The kind of event, as the provider names it.
+    pub event: Option<String>,
+    /// The event's id.
+    pub event_id: Option<String>,
+    /// What stays the same when the provider sends the same once more.
+    pub dedup_id: Option<String>,
+    /// Whether its signature is good.
+    pub signature: Verdict,
+    /// Why not, or what would check it, in a sentence.
+    pub detail: Option<String>,
+    /// Where the secret is from that made it.
+    pub secret: Option<String>,
+    /// Whether the app had it with a signature made afresh.
+    pub resigned: bool,
+    /// The delivery that this one repeats: the provider sent the same event before.
+    pub duplicate_of: Option<DeliveryId>,
+    /// The provider's patience.
+    pub deadline: Option<Duration>,
+    /// When the client answered in the app's place, before the deadline.
+    pub acked: Option<Duration>,
+}
+
+/// What is known of a signature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// There is none, or nothing to check it with.
+    #[default]
+    None = 0,
+    /// It was made with a secret that is known here, in time.
+    Ok = 1,
+    /// It was not.
+    Bad = 2,
+}
+
+impl Verdict {
+    /// The same in a word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Bad => "bad",
+            Self::None => "none",
+        }
     }
 }
 
@@ -143,6 +204,8 @@ pub struct Delivered {
     pub path: String,
     /// What came of it.
     pub outcome: Outcome,
+    /// What it is as a webhook.
+    pub webhook: Webhook,
     /// The exchange whose request this one repeats.
     pub replay_of: Option<DeliveryId>,
     /// From the head's arrival to the reply's end.
@@ -153,6 +216,8 @@ pub struct Delivered {
     pub attempt: u32,
     /// Whether the client's filter takes it.
     pub is_wanted: bool,
+    /// Whether the client answered it by itself, and the app never saw it.
+    pub is_own: bool,
 }
 
 /// What came of a delivery.
@@ -180,11 +245,13 @@ impl Delivered {
             method: head.method.to_string(),
             path: head.target.to_string(),
             outcome: Outcome::Failed { failure: Failure::Timeout, short: "pending".into() },
+            webhook: Webhook::default(),
             replay_of: None,
             duration: Duration::ZERO,
             bytes: 0,
             attempt: head.attempt,
             is_wanted: true,
+            is_own: false,
         }
     }
 

@@ -31,6 +31,10 @@ enum Test {
     Status(Status),
     Endpoint(String),
     Signature(String),
+    /// A provider's name.
+    Provider(String),
+    /// The kind of event: its beginning, or with `*` for anything the whole.
+    Event(String),
     Body(String),
     Header(String, String),
     Since(Moment),
@@ -74,17 +78,22 @@ enum State {
     Failed,
     Pending,
     Pinned,
+    Duplicate,
+    Resigned,
 }
 
-const STATES: [(&str, State); 5] = [
+const STATES: [(&str, State); 7] = [
     ("replay", State::Replay),
     ("edited", State::Edited),
     ("failed", State::Failed),
     ("pending", State::Pending),
     ("pinned", State::Pinned),
+    ("duplicate", State::Duplicate),
+    ("resigned", State::Resigned),
 ];
-const KEYS: [&str; 11] =
-    ["method", "path", "status", "sig", "endpoint", "body", "since", "until", "latency", "is", "id"];
+const KEYS: [&str; 13] = [
+    "method", "path", "status", "sig", "provider", "event", "endpoint", "body", "since", "until", "latency", "is", "id",
+];
 const SIGNATURES: [&str; 3] = ["ok", "bad", "none"];
 
 /// Why a text is no filter, and where in it.
@@ -140,8 +149,11 @@ impl Test {
                 true => fits(pattern, exchange.endpoint.as_str()),
                 false => exchange.endpoint.as_str() == pattern,
             },
-            // Nothing is checked.
-            Self::Signature(wanted) => wanted == "none",
+            Self::Signature(wanted) => wanted == exchange.webhook.signature.as_str(),
+            Self::Provider(name) => {
+                exchange.webhook.provider.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(name))
+            }
+            Self::Event(pattern) => exchange.webhook.event.as_ref().is_some_and(|event| fits(pattern, event)),
             Self::Body(text) => bodies(exchange).any(|body| contains(&body, text)),
             Self::Header(name, text) => {
                 headers(exchange).any(|(own, value)| own.eq_ignore_ascii_case(name) && contains(value, text))
@@ -155,6 +167,8 @@ impl Test {
                 State::Failed => exchange.is_failed(),
                 State::Pending => last.is_none(),
                 State::Pinned => exchange.pinned,
+                State::Duplicate => exchange.webhook.duplicate_of.is_some(),
+                State::Resigned => exchange.webhook.resigned,
             },
             Self::Id(part) => contains(exchange.id.to_string().as_bytes(), part),
             Self::Text(text) => {
@@ -375,6 +389,8 @@ fn test(key: Option<&str>, value: &str) -> Result<Test, Wrong> {
         "endpoint" => Test::Endpoint(owned),
         "sig" if SIGNATURES.contains(&value) => Test::Signature(owned),
         "sig" => return Err(in_value(one_of(&SIGNATURES))),
+        "provider" => Test::Provider(owned),
+        "event" => Test::Event(owned),
         "body" => Test::Body(owned),
         "since" => Test::Since(value.parse().map_err(in_value)?),
         "until" => Test::Until(value.parse().map_err(in_value)?),
@@ -435,8 +451,11 @@ mod tests {
     #[case("status:>=400", false)]
     #[case("status:<300", true)]
     #[case("status:err", false)]
-    #[case("sig:none", true)]
-    #[case("sig:ok", false)]
+    #[case("sig:ok", true)]
+    #[case("sig:none", false)]
+    #[case("provider:Stripe event:charge", true)]
+    #[case("provider:str", false)]
+    #[case("event:*.succeeded is:duplicate is:resigned", true)]
     #[case("endpoint:billing", true)]
     #[case("endpoint:bill", false)]
     #[case("endpoint:bill*", true)]

@@ -19,6 +19,7 @@ pub(crate) use refusal::AppBody;
 
 use crate::events::Events;
 use crate::target::Target;
+use crate::webhook::{Policy, Webhooks};
 use app::{App, Patience};
 use refusal::HostHint;
 
@@ -39,6 +40,8 @@ pub struct Settings {
     pub max_body: u64,
     /// Deliveries put to the app at once.
     pub max_connections: usize,
+    /// What is asked of them.
+    pub(crate) webhooks: Policy,
 }
 
 /// Deliveries whose path begins with this go to that target.
@@ -90,6 +93,7 @@ pub(crate) struct Failed {
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     pub(crate) settings: Settings,
+    pub(crate) webhooks: Webhooks,
     apps: Vec<App>,
     host_hint: Arc<HostHint>,
 }
@@ -100,7 +104,11 @@ impl Forwarder {
         settings.routes.sort_by_key(|route| std::cmp::Reverse((route.endpoint.is_some(), route.prefix.len())));
         let apps = settings.routes.iter().map(|route| App::new(route.target.clone(), events.clone())).collect();
         let host_hint = Arc::new(HostHint::new(events.clone(), &settings.host));
-        Arc::new(Self { settings, apps, host_hint })
+        let origins = settings.routes.iter().map(|route| route.target.origin()).collect();
+        let webhooks = Webhooks::new(settings.webhooks.clone(), origins, events.clone());
+        // They are told once.
+        settings.webhooks.notes.clear();
+        Arc::new(Self { settings, webhooks, apps, host_hint })
     }
 
     /// The routes, and whether their apps answer, if that is known.

@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+mod cassette;
 pub mod cli;
 mod client;
 pub mod commands;
@@ -27,16 +28,21 @@ mod forwarder;
 mod harmless;
 mod history;
 mod inspector;
+mod json;
 mod mask;
 mod output;
 mod replay;
+mod samples;
+mod signature;
 mod target;
 mod tunnel;
 mod view;
+mod webhook;
 
 pub use client::{Client, InvalidOptions, Options};
 pub use events::Event;
-pub use exchange::{Delivered, Outcome};
+pub use exchange::{Delivered, Outcome, Verdict, Webhook};
 pub use forwarder::{HostHeader, Route, Settings as ForwardSettings};
+pub use signature::{InvalidSecret, InvalidVerify, Secret, Verified};
 pub use target::{InvalidTarget, Target};
 pub use tunnel::{ConnectError, RelayAddress, Welcomed};

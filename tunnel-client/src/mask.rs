@@ -32,7 +32,7 @@ pub(crate) struct Row {
 /// Whether the values of that header field are secret.
 pub(crate) fn is_secret(name: &HeaderName) -> bool {
     /// Only look like secrets: ids, hashes of what all may see, and lists of names.
-    const HARMLESS: [&str; 14] = [
+    const HARMLESS: [&str; 15] = [
         "idempotency-key",
         "x-idempotency-key",
         "sec-websocket-key",
@@ -47,6 +47,7 @@ pub(crate) fn is_secret(name: &HeaderName) -> bool {
         "x-routing-key",
         "x-partition-key",
         "accept-signature",
+        "i-twilio-idempotency-token",
     ];
     const SECRET: [&str; 16] = [
         "authorization",

@@ -13,7 +13,7 @@ use unicode_width::UnicodeWidthChar;
 
 use crate::cli::{Color, GlobalArgs};
 use crate::events::Event;
-use crate::exchange::{Delivered, Exchange, Outcome};
+use crate::exchange::{Delivered, Exchange, Outcome, Verdict};
 use crate::harmless;
 use crate::mask::{self, Secrets};
 use crate::tunnel::Welcomed;
@@ -104,8 +104,12 @@ impl Output {
     pub(crate) fn printer(self) -> Printer {
         let (events, mut next) = mpsc::channel(PRINTED_NEXT);
         let thread = tokio::task::spawn_blocking(move || {
+            let mut told = None;
             while let Some(event) = next.blocking_recv() {
                 self.event(&event);
+                if let Event::Delivered(delivered) = event {
+                    self.why_bad(*delivered, &mut told);
+                }
             }
         });
         Printer { events, thread }
@@ -265,6 +269,18 @@ impl Output {
         }
     }
 
+    /// Why a signature is not good; not for each delivery of many that have the same fault.
+    fn why_bad(self, delivered: Delivered, told: &mut Option<String>) {
+        let Delivered { id, webhook, is_wanted, .. } = delivered;
+        if self.json || !is_wanted || webhook.signature != Verdict::Bad || webhook.detail == *told {
+            return;
+        }
+        if let Some(detail) = &webhook.detail {
+            self.warn(&format!("{}: {detail}", short_id(id)));
+        }
+        *told = webhook.detail;
+    }
+
     /// An exchange of the history, at the time when it came.
     pub(crate) fn exchange(self, exchange: &Exchange, secrets: Secrets) {
         if self.json {
@@ -289,27 +305,68 @@ impl Output {
         };
         let (took, size) = (shown_duration(delivered.duration), shown_size(delivered.bytes));
         let mut end = format!("  {took:>8}  {size:>8}  {}", short_id(delivered.id));
-        match delivered.replay_of {
-            // Nothing was checked, and there is room for one of the two.
-            Some(original) => drop(write!(end, "  replay of {}", short_id(original))),
-            None => end.push_str("  sig none"),
-        }
-        if delivered.attempt > 1 && delivered.replay_of.is_none() {
-            let _ = write!(end, "  attempt {}", delivered.attempt);
-        }
         let method = harmless::text(&delivered.method, 7);
-        let room = WIDTH.saturating_sub(time.len() + 2 + 7 + 2 + status.len().max(5) + end.chars().count().min(66));
-        let cells = room.clamp(8, 34);
+        let fixed = time.len() + 2 + 7 + 1 + status.len().max(5);
+        // The path keeps a little room; what does not fit beside it is in the history.
+        let most = WIDTH.saturating_sub(fixed + 7);
+        for tag in tags(delivered) {
+            if end.chars().count() + 2 + tag.chars().count() <= most {
+                end.push_str("  ");
+                end.push_str(&tag);
+            }
+        }
+        let room = WIDTH.saturating_sub(fixed + end.chars().count());
+        let cells = room.clamp(7, 34);
         let path = in_cells(&harmless::text(&delivered.path, cells - 1), cells - 1) + " ";
         let status = paint(&format!("{status:<5}"), colour, self.colour);
         format!("{time}  {method:<7} {path}{status}{end}")
     }
 }
 
+/// What there is to say of a delivery beside its columns, the most telling first.
+fn tags(delivered: &Delivered) -> Vec<String> {
+    let webhook = &delivered.webhook;
+    let mut tags = Vec::new();
+    match delivered.replay_of {
+        Some(original) if webhook.resigned => tags.push(format!("replay of {}", shortest_id(original))),
+        Some(original) => tags.push(format!("replay of {}", short_id(original))),
+        None => tags.push(format!("sig {}", webhook.signature.as_str())),
+    }
+    if let Some(deadline) = webhook.deadline {
+        let limit = format!("{} s", deadline.as_secs_f64());
+        if webhook.acked.is_some() {
+            tags.push(format!("202 sent before {limit}"));
+        } else if delivered.duration > deadline {
+            tags.push(format!("of {limit}: would time out"));
+        } else if delivered.duration > deadline / 2 {
+            tags.push(format!("of {limit}"));
+        }
+    }
+    if delivered.replay_of.is_some() && webhook.signature != Verdict::None && !webhook.resigned {
+        tags.push(format!("sig {}", webhook.signature.as_str()));
+    }
+    if webhook.resigned {
+        tags.push("re-signed".into());
+    }
+    if let Some(original) = webhook.duplicate_of {
+        tags.push(format!("duplicate of {}", shortest_id(original)));
+    }
+    if delivered.attempt > 1 && delivered.replay_of.is_none() {
+        tags.push(format!("attempt {}", delivered.attempt));
+    }
+    tags
+}
+
 /// An id as a line has room for; commands take it so.
 fn short_id(id: DeliveryId) -> String {
     let id = id.to_string();
     format!("{}…{}", &id[..8], &id[id.len() - 3..])
+}
+
+/// The same where there is less room.
+fn shortest_id(id: DeliveryId) -> String {
+    let id = id.to_string();
+    format!("req_…{}", &id[id.len() - 4..])
 }
 
 fn paint(text: &str, colour: AnsiColor, wanted: bool) -> String {
@@ -353,6 +410,7 @@ pub(crate) struct Banner {
 }
 
 fn delivery_json(delivered: &Delivered) -> serde_json::Value {
+    let webhook = &delivered.webhook;
     let (status, error) = delivered.outcome.status_and_error();
     json!({
         "event": "delivery",
@@ -365,11 +423,16 @@ fn delivery_json(delivered: &Delivered) -> serde_json::Value {
         "duration_ms": (delivered.duration.as_secs_f64() * 10_000.0).round() / 10.0,
         "bytes": delivered.bytes,
         "attempt": delivered.attempt,
-        "provider": null,
-        "signature": "none",
-        "signature_detail": null,
+        "provider": webhook.provider,
+        "event_type": webhook.event,
+        "event_id": webhook.event_id,
+        "signature": webhook.signature.as_str(),
+        "signature_detail": webhook.detail,
         "replay_of": delivered.replay_of.map(|id| id.to_string()),
-        "resigned": false,
+        "resigned": webhook.resigned,
+        "duplicate_of": webhook.duplicate_of.map(|id| id.to_string()),
+        "deadline_ms": webhook.deadline.map(view::millis),
+        "acked_ms": webhook.acked.map(view::millis),
     })
 }
 
@@ -394,6 +457,7 @@ fn shown_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::Webhook;
     use http::StatusCode;
     use unicode_width::UnicodeWidthStr;
 
@@ -404,11 +468,13 @@ mod tests {
             method: "POST".into(),
             path: path.into(),
             outcome: Outcome::Answered(StatusCode::NOT_FOUND),
+            webhook: Webhook::default(),
             replay_of: None,
             duration: Duration::from_millis(12),
             bytes: 2100,
             attempt: 1,
             is_wanted: true,
+            is_own: false,
         }
     }
 

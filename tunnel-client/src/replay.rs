@@ -45,6 +45,10 @@ pub(crate) struct Edits {
     pub(crate) body: Option<Bytes>,
     /// The app.
     pub(crate) to: Option<Target>,
+    /// Nothing is signed afresh.
+    pub(crate) no_resign: bool,
+    /// As its provider sends it: signed as of now, and without the marks of a repeat.
+    pub(crate) as_sent: bool,
 }
 
 impl Edits {
@@ -95,7 +99,7 @@ impl Replayer {
         let is_edit = edits.is_edit();
         let (forwarder, target) = self.place(original, &edits)?;
         let id = DeliveryId::now();
-        let body = edits.body.unwrap_or_else(|| original.request.body.bytes.clone());
+        let mut body = edits.body.unwrap_or_else(|| original.request.body.bytes.clone());
         let mut head = RequestHead {
             id,
             received_at_us: micros(Timestamp::now()),
@@ -110,16 +114,20 @@ impl Replayer {
             upgrade: None,
             http2: original.http2,
         };
-        if is_edit {
-            // Another request, which the app has not seen.
+        let as_new = is_edit || edits.as_sent;
+        if as_new {
+            // Another request, which the app has not seen, or is to take for one.
             (head.attempt, head.possible_duplicate) = (1, false);
         }
         let trailers = Some(original.request.trailers.clone()).filter(|trailers| !trailers.is_empty() && !is_edit);
         // Trailers come after chunks, which have no length.
         let length = trailers.is_none().then_some(body.len());
         head.headers = headers(&head.headers, &edits.more_headers, id, original, length);
+        let resigned = !edits.no_resign && forwarder.webhooks.refresh_replay(original, &mut head, &mut body, as_new);
         let (kept, mut delivered) = (encoded(|out| head.encode(out)), Box::new(Delivered::new(&head)));
         delivered.replay_of = Some(original.id);
+        delivered.webhook = forwarder.webhooks.examined(&head, &body, resigned, is_edit).await;
+        let webhook = delivered.webhook.clone();
         // What the app is told is when the delivery came first.
         head.received_at_us = micros(original.received_at);
         let kept_trailers = trailers.as_ref().map(|trailers| encoded(|out| encode_trailers(trailers, out)));
@@ -134,6 +142,7 @@ impl Replayer {
             head: kept,
             request,
             unfinished: false,
+            webhook,
             replay,
             attempt: Tried::Over(attempt),
         });
@@ -202,7 +211,13 @@ fn headers(
     all.into_end_to_end_list()
 }
 
-async fn put(forwarder: &Forwarder, head: RequestHead, body: OutBody, room: Option<&Arc<Room>>) -> RawAttempt {
+/// Puts a request to its app and reads the answer.
+pub(crate) async fn put(
+    forwarder: &Forwarder,
+    head: RequestHead,
+    body: OutBody,
+    room: Option<&Arc<Room>>,
+) -> RawAttempt {
     let (number, progress) = (head.attempt, Progress::new(room));
     let answer = forwarder.forward(head, body, &progress).await;
     let (outcome, message, reply) = match answer {

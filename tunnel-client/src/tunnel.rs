@@ -1,5 +1,6 @@
 //! Stays connected to the relay.
 
+mod answer;
 mod dial;
 mod exchanges;
 mod session;

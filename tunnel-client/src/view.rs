@@ -14,7 +14,7 @@ use crate::replay;
 
 /// An exchange as a list shows it.
 pub(crate) fn summary(exchange: &Exchange, secrets: Secrets) -> Value {
-    let request = &exchange.request;
+    let (request, webhook) = (&exchange.request, &exchange.webhook);
     let last = exchange.attempts.last();
     let (status, error) = last.map_or((None, None), |last| last.outcome.status_and_error());
     let kind = request.headers.get(&CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()));
@@ -37,14 +37,18 @@ pub(crate) fn summary(exchange: &Exchange, secrets: Secrets) -> Value {
         "attempt": last.map_or(0, |last| last.number),
         "attempts": exchange.attempts.len(),
         "content_type": kind,
-        "provider": null,
-        "event": null,
-        "signature": "none",
-        "signature_detail": null,
-        "resigned": false,
+        "provider": webhook.provider,
+        "event_type": webhook.event,
+        "event_id": webhook.event_id,
+        "signature": webhook.signature.as_str(),
+        "signature_detail": webhook.detail,
+        "signature_secret": webhook.secret,
+        "resigned": webhook.resigned,
         "replay_of": exchange.replay_of.map(|id| id.to_string()),
         "edited": exchange.edited,
-        "duplicate_of": null,
+        "duplicate_of": webhook.duplicate_of.map(|id| id.to_string()),
+        "deadline_ms": webhook.deadline.map(millis),
+        "acked_ms": webhook.acked.map(millis),
         "queued_ms": null,
         "pinned": exchange.pinned,
     })
@@ -77,7 +81,8 @@ pub(crate) fn detail(exchange: &Exchange, secrets: Secrets) -> Value {
             "connect_ms": last.and_then(|last| last.connect).map(millis),
             "first_byte_ms": last.and_then(|last| last.first_byte).map(millis),
             "done_ms": last.and_then(|last| took(last.duration)),
-            "deadline_ms": null,
+            "deadline_ms": exchange.webhook.deadline.map(millis),
+            "acked_ms": exchange.webhook.acked.map(millis),
         },
         "can_replay": obstacle.is_none(),
         "why_not": obstacle.map(|obstacle| obstacle.to_string()),

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::block_on;
+use super::webhooks::asked_for;
 use crate::cli::{ForwardArgs, GlobalArgs, RelayArgs};
 use crate::client::{Client, Options};
 use crate::config::{self, Files};
@@ -152,6 +153,19 @@ pub(super) fn config_show(args: &ForwardArgs, files: &Files, output: Output) -> 
         ("timeout", Some(format!("{:?}", args.timeout))),
         ("max-body", Some(format!("{} B", args.max_body))),
         ("max-connections", Some(args.max_connections.to_string())),
+        (
+            "verify",
+            some(
+                args.verify
+                    .verify
+                    .iter()
+                    .map(|_| "set (not shown)".to_owned())
+                    .chain(files.verify.iter().map(ToString::to_string)),
+            ),
+        ),
+        ("require-signature", Some(args.policy.require_signature.to_string())),
+        ("dedupe", Some(args.policy.dedupe.to_string())),
+        ("breakpoint", Some(args.policy.breakpoint.to_string())),
         ("endpoint", some(endpoints)),
     ];
     if output.is_json() {
@@ -172,6 +186,9 @@ fn some(values: impl Iterator<Item = String>) -> Option<String> {
 /// The files were read already; what they name must be there, too.
 pub(super) fn config_check(args: &ForwardArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
     args.relay.token(files)?;
+    for verify in asked_for(&args.verify)?.iter().chain(&files.verify) {
+        verify.rule()?;
+    }
     if let Some(ca) = args.relay.ca(files) {
         tunnel::roots(&ca)?;
     }

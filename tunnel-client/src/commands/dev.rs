@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hookway_protocol::host::{EndpointName, Host};
+use hookway_protocol::id::DeliveryId;
 use hookway_relay::{BindError, Config, NewToken, Rate, Server};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -16,21 +17,20 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
-use super::block_on;
-use super::forward::{Stop, Watch, connect, follow};
+use super::forward::{STEPPING, Stop, Watch, connect, follow};
+use super::{block_on, send};
 use crate::cli::{HistoryArgs, InspectArgs};
 use crate::client::Options;
 use crate::config;
 use crate::forwarder::HostHeader;
 use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output};
+use crate::signature::{Known, Rule, Signer};
 use crate::target::Target;
+use crate::webhook::Policy;
 
 /// Ports after the one asked for that are tried when it is taken.
 const MORE_PORTS: u16 = 20;
-/// The sample that the demo sends: our own event in GitHub's shape.
-const SAMPLE: &str = r#"{"zen":"Keep it logically awesome.","hook_id":1,"hook":{"type":"Repository","events":["push"]},"repository":{"full_name":"hookway/demo"}}"#;
-
 /// What `dev` was asked for.
 #[derive(Debug)]
 pub(super) struct Dev {
@@ -41,17 +41,25 @@ pub(super) struct Dev {
     pub(super) http: SocketAddr,
     pub(super) https: SocketAddr,
     pub(super) once: bool,
+    pub(super) policy: Policy,
     pub(super) history: HistoryArgs,
     pub(super) inspect: InspectArgs,
 }
 
-pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
+pub(super) fn run(mut dev: Dev, output: Output) -> Result<ExitCode, Failure> {
     let started = Instant::now();
+    super::webhooks::keeps_what_it_acks(&dev.policy, &dev.history)?;
+    let secret = DeliveryId::now().to_string();
+    if dev.demo {
+        // Of this run only: the sample is signed with it.
+        let rule = Rule::new(github(), &secret, "the demo").map_err(|error| Failure::new(1, error.to_string()))?;
+        dev.policy.verifier.rules = dev.policy.verifier.rules.iter().cloned().chain([rule]).collect();
+    }
     block_on(async move {
         let stop = Stop::new()?;
         let server = start_relay(&dev).await?;
         let token = make_token(&server).await?;
-        let end = forward(&dev, &server, &token, started, output, stop).await;
+        let end = forward(&dev, &secret, &server, &token, started, output, stop).await;
         // Only its own: another `hookway dev` may run beside this one.
         let _ = server.store().revoke_tokens(&token.row.id).await;
         server.shutdown().await;
@@ -62,6 +70,7 @@ pub(super) fn run(dev: Dev, output: Output) -> Result<ExitCode, Failure> {
 /// Forwards until told to stop.
 async fn forward(
     dev: &Dev,
+    secret: &str,
     server: &Server,
     token: &NewToken,
     started: Instant,
@@ -95,7 +104,7 @@ async fn forward(
     if let Some(http) = http {
         let url = format!("http://localhost:{}/github", http.port());
         more.push(("http", format!("http://localhost:{}", http.port())));
-        lines.push(("Try it", format!("curl -d '{{\"hello\":\"world\"}}' {url}")));
+        lines.push(("Try it", format!("hookway send github --to {url}")));
     }
     let tunnel = Tunnel { relay, forwarder: client.forwarder().clone(), plain_first: true };
     let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
@@ -110,9 +119,10 @@ async fn forward(
     };
     output.ready(client.welcomed(), &banner);
     if let (true, Some(http)) = (dev.demo, http) {
+        let secret = secret.to_owned();
         tasks.spawn(async move {
-            if let Err(error) = send_sample(http).await {
-                output.note(&format!("the sample could not be sent: {error}"));
+            if let Err(error) = send_sample(http, &secret).await {
+                output.note(&format!("the sample could not be sent: {}", error.what));
             }
         });
     }
@@ -170,7 +180,13 @@ fn options(server: &Server, dev: &Dev, target: &Target, token: &NewToken) -> Res
     };
     let options = Options::new(&relay, token.token.reveal(), &target.to_string());
     let options = options.map_err(|error| Failure::new(1, error.to_string()))?;
-    let options = options.forward(|forward| forward.host.clone_from(&dev.host_header));
+    let options = options.forward(|forward| {
+        forward.host.clone_from(&dev.host_header);
+        forward.webhooks.clone_from(&dev.policy);
+        if dev.policy.breakpoint {
+            forward.timeout = STEPPING;
+        }
+    });
     let options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
     Ok(match server.ca() {
         Some(ca) => options.relay_ca(ca),
@@ -201,23 +217,15 @@ async fn demo_answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>
     Ok(Response::new(Full::new(text.into())))
 }
 
-/// Sends one webhook to the public side.
-async fn send_sample(to: SocketAddr) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(to).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::post("/github")
-        .header("host", format!("localhost:{}", to.port()))
-        .header("content-type", "application/json")
-        .header("user-agent", "hookway-demo")
-        .header("x-github-event", "ping")
-        .body(Full::new(Bytes::from_static(SAMPLE.as_bytes())))?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        response.into_body().collect().await
-    };
-    tokio::select! {
-        answer = exchange => drop(answer?),
-        end = connection => end?,
-    }
-    Ok(())
+/// Sends one webhook to the public side, signed as GitHub would.
+async fn send_sample(to: SocketAddr, secret: &str) -> Result<(), Failure> {
+    let to = format!("http://localhost:{}/github", to.port());
+    let to = to.parse().map_err(|error| Failure::new(1, format!("{error}")))?;
+    let asked = send::Asked::sample(github(), to);
+    let attempt = asked.send(Some(&Signer::Mac(secret.as_bytes().to_vec()))).await?;
+    if attempt.outcome.is_ok() { Ok(()) } else { Err(Failure::new(1, attempt.message)) }
+}
+
+fn github() -> Known {
+    Known::named("github").expect("it is in the table")
 }

@@ -18,9 +18,12 @@ use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output, PRINTED_IN};
 use crate::target::Target;
 use crate::tunnel::ConnectError;
+use crate::webhook::Policy;
 
 pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
-    let Asked { options, relay, named } = asked(&args, files)?;
+    let policy = super::webhooks::policy(&args.verify, args.policy, files)?;
+    super::webhooks::keeps_what_it_acks(&policy, &args.history)?;
+    let Asked { options, relay, named } = asked(&args, files, &policy)?;
     let route = |(path, to): &(String, Target)| format!("{path} → {to}");
     let of_endpoint = |endpoint: &ProjectEndpoint| {
         let all = endpoint.routes.iter().map(route).chain(endpoint.target.iter().map(ToString::to_string));
@@ -68,6 +71,9 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
     })
 }
 
+/// With `--breakpoint` the app may take so long.
+pub(super) const STEPPING: Duration = Duration::from_secs(3600);
+
 /// Connects, saying so when it takes a while. `None` when it was told to stop.
 pub(super) async fn connect(
     options: Options,
@@ -101,8 +107,10 @@ pub(super) async fn follow(client: Client, watch: Watch, output: Output, mut sto
     let (seen, failed) = (Cell::new(0), Cell::new(false));
     let count = |event: &Event| {
         let (more, bad) = match event {
-            // A replay is nobody's delivery.
-            Event::Delivered(delivered) if delivered.replay_of.is_none() => (1, !delivered.is_ok()),
+            // A replay is nobody's delivery, and what the client answers by itself is not the app's.
+            Event::Delivered(delivered) if delivered.replay_of.is_none() && !delivered.is_own => {
+                (1, !delivered.is_ok())
+            }
             Event::Missed { count, failed } => (*count, *failed > 0),
             _ => (0, false),
         };
@@ -170,7 +178,7 @@ struct Asked {
     named: bool,
 }
 
-fn asked(args: &ForwardArgs, files: &Files) -> Result<Asked, Failure> {
+fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Failure> {
     let strip = args.strip_prefix;
     let mut routes = Vec::new();
     let mut names: Vec<&EndpointName> = args.name.iter().collect();
@@ -222,6 +230,11 @@ fn asked(args: &ForwardArgs, files: &Files) -> Result<Asked, Failure> {
         forward.wait_app = args.wait_app;
         forward.max_body = args.max_body;
         forward.max_connections = args.max_connections;
+        forward.webhooks.clone_from(policy);
+        if policy.breakpoint {
+            // Whoever steps through code takes the time that it takes.
+            forward.timeout = forward.timeout.max(STEPPING);
+        }
     });
     options = options.filter(args.filter.clone().unwrap_or_default());
     let named = !names.is_empty();

@@ -22,6 +22,7 @@ use crate::mask::Secrets;
 use crate::output::{Failure, Output};
 use crate::replay::{Edits, ReplayError, Replayer};
 use crate::target::Target;
+use crate::webhook::Policy;
 
 /// What to replay, and how.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Asked {
     pub(super) edit: bool,
     pub(super) header: Vec<(HeaderName, HeaderValue)>,
     pub(super) times: u32,
+    pub(super) no_resign: bool,
+    pub(super) policy: Policy,
     pub(super) timeout: Duration,
 }
 
@@ -45,7 +48,7 @@ pub(super) enum Chosen {
 }
 
 /// What puts requests where they went before.
-pub(super) fn replayer(history: Option<History>, timeout: Duration) -> Replayer {
+pub(super) fn replayer(history: Option<History>, policy: Policy, timeout: Duration) -> Replayer {
     let settings = Settings {
         routes: vec![],
         headers: vec![],
@@ -54,12 +57,14 @@ pub(super) fn replayer(history: Option<History>, timeout: Duration) -> Replayer 
         wait_app: Duration::from_secs(3),
         max_body: u64::MAX,
         max_connections: usize::MAX,
+        webhooks: policy,
     };
     let recorder = Recorder::new(Events::channel().0, history, Filter::default());
     Replayer { settings, forwarder: None, recorder }
 }
 
 pub(super) fn run(asked: &Asked, output: Output) -> Result<ExitCode, Failure> {
+    asked.policy.notes.iter().for_each(|note| output.note(note));
     block_on(async {
         let history = open(Limits::NONE, output).await?;
         let originals = match &asked.which {
@@ -75,7 +80,7 @@ pub(super) fn run(asked: &Asked, output: Output) -> Result<ExitCode, Failure> {
         if originals.is_empty() {
             output.note("there is nothing to replay: no request failed that was not replayed with success");
         }
-        let replayer = replayer(Some(history.clone()), asked.timeout);
+        let replayer = replayer(Some(history.clone()), asked.policy.clone(), asked.timeout);
         let (mut all_ok, many) = (true, originals.len() > 1);
         for seq in originals {
             let original = history.read(move |reader| reader.at(seq)).await?;
@@ -107,7 +112,7 @@ pub(super) fn run(asked: &Asked, output: Output) -> Result<ExitCode, Failure> {
     })
 }
 
-fn failure(original: &Exchange, error: &ReplayError) -> Failure {
+pub(super) fn failure(original: &Exchange, error: &ReplayError) -> Failure {
     let failure = Failure::new(1, format!("{} cannot be replayed", original.id)).cause(error.to_string());
     failure.next(match error {
         ReplayError::Cut => {
@@ -127,7 +132,10 @@ async fn failed(history: &History, since: Option<&str>) -> Result<Vec<u64>, Fail
         reader.visit(&Filter::default(), None, false, |exchange| {
             match exchange.replay_of {
                 Some(original) if !exchange.is_failed() => drop(mended.insert(original)),
-                None if exchange.is_failed() && since.matches(&exchange) => failed.push((exchange.seq, exchange.id)),
+                // What the client itself refused is nothing that the app failed.
+                None if exchange.is_failed() && !exchange.is_own() && since.matches(&exchange) => {
+                    failed.push((exchange.seq, exchange.id))
+                }
                 _ => {}
             }
             Listed::More
@@ -140,7 +148,8 @@ async fn failed(history: &History, since: Option<&str>) -> Result<Vec<u64>, Fail
 
 fn edits(asked: &Asked, original: &Exchange) -> Result<Edits, Failure> {
     let edits = if asked.edit { edit(original)? } else { Edits::default() };
-    Ok(Edits { more_headers: asked.header.clone(), to: asked.to.clone(), ..edits })
+    let (more_headers, to, no_resign) = (asked.header.clone(), asked.to.clone(), asked.no_resign);
+    Ok(Edits { more_headers, to, no_resign, ..edits })
 }
 
 /// Lets the person change the request in an editor.

@@ -17,15 +17,17 @@ use super::replay::replayer;
 use crate::cli::{FindArgs, InspectArgs, RequestsCommand};
 use crate::content::{Content, Kind};
 use crate::diff::{Change, Diff, Op};
-use crate::exchange::{Attempt, Exchange, Kept};
+use crate::exchange::{Attempt, Exchange, Kept, Webhook};
 use crate::export::curl::curl;
 use crate::export::har::har;
 use crate::export::jsonl::{self, Imported};
+use crate::filter::Filter;
 use crate::history::{FileError, History, Limits, Query, Record, Which};
 use crate::inspector::Shown;
 use crate::mask::{self, Secrets};
 use crate::output::{Banner, Failure, Output};
 use crate::view;
+use crate::webhook::Policy;
 
 /// What is listed unless a number is given.
 const LISTED: usize = 50;
@@ -103,6 +105,7 @@ fn print(exchange: &Exchange, secrets: Secrets, output: Output) {
         let edited = if exchange.edited { ", edited" } else { "" };
         output.text(&format!("replay of {original}{edited}"));
     }
+    print_webhook(&exchange.webhook, output);
     let target = view::shown(request.target.as_str(), secrets);
     output.text(&format!("\n{} {target}", request.method));
     print_message(&request.headers, &request.body, &request.trailers, secrets, output);
@@ -114,6 +117,24 @@ fn print(exchange: &Exchange, secrets: Secrets, output: Output) {
     }
     if exchange.attempts.is_empty() {
         output.text("\nthe app has not answered yet");
+    }
+}
+
+/// What it is as a webhook, if it is one.
+fn print_webhook(webhook: &Webhook, output: Output) {
+    let Some(provider) = &webhook.provider else { return };
+    let named = [webhook.event.as_deref(), webhook.event_id.as_deref()].into_iter().flatten().collect::<Vec<_>>();
+    let by = webhook.secret.as_ref().map(|secret| format!(", made with {secret}")).unwrap_or_default();
+    let again = if webhook.resigned { ", signed afresh" } else { "" };
+    output.text(&format!("{provider} {}   sig {}{by}{again}", named.join(" "), webhook.signature.as_str()));
+    if let Some(detail) = &webhook.detail {
+        output.text(&format!("  {detail}"));
+    }
+    if let Some(original) = webhook.duplicate_of {
+        output.text(&format!("duplicate of {original}"));
+    }
+    if let Some(acked) = webhook.acked {
+        output.text(&format!("the sender was answered 202 after {} ms (--breakpoint)", view::millis(acked)));
     }
 }
 
@@ -223,9 +244,26 @@ fn dump(bytes: &[u8]) -> String {
 }
 
 async fn follow(history: &History, find: &FindArgs, secrets: Secrets, output: Output) -> Result<ExitCode, Failure> {
+    let print = |exchange: &Exchange| {
+        output.exchange(exchange, secrets);
+        true
+    };
+    each_new(history, &find.filter(), || {}, print).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows each exchange to `each` that is over and matches, as they come from when `ready` is told; until it says no, or a
+/// signal.
+pub(super) async fn each_new(
+    history: &History,
+    filter: &Filter,
+    ready: impl FnOnce(),
+    mut each: impl FnMut(&Exchange) -> bool,
+) -> Result<(), Failure> {
     let mut stop = Stop::new()?;
-    let filter = find.filter();
     let mut version = history.read(|reader| reader.total()).await?.version;
+    ready();
+    let mut is_last = false;
     // What was printed already; a change of another kind, such as a pin, is no news.
     let mut printed: VecDeque<(u64, usize)> = VecDeque::new();
     loop {
@@ -236,7 +274,9 @@ async fn follow(history: &History, find: &FindArgs, secrets: Secrets, output: Ou
             if exchange.attempts.is_empty() || printed.contains(&key) || !filter.matches(&exchange) {
                 continue;
             }
-            output.exchange(&exchange, secrets);
+            if !each(&exchange) {
+                return Ok(());
+            }
             printed.push_back(key);
             if printed.len() > 1000 {
                 printed.pop_front();
@@ -245,9 +285,16 @@ async fn follow(history: &History, find: &FindArgs, secrets: Secrets, output: Ou
         if version > after {
             continue;
         }
+        if is_last {
+            return Ok(());
+        }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            () = stop.wait() => return Ok(ExitCode::SUCCESS),
+            () = stop.wait() => {
+                // What was answered just now is about to be kept.
+                is_last = true;
+                tokio::time::sleep(LOOK).await;
+            }
         }
     }
 }
@@ -445,13 +492,13 @@ async fn delete(
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn inspect(args: &InspectArgs, output: Output) -> Result<ExitCode, Failure> {
+pub(super) fn inspect(args: &InspectArgs, policy: Policy, output: Output) -> Result<ExitCode, Failure> {
     block_on(async {
         let mut stop = Stop::new()?;
         let history = open(Limits::NONE, output).await?;
         let count = history.look().await?.count;
         let listener = args.listen(output).await;
-        let shown = Shown { replayer: replayer(Some(history.clone()), Duration::from_secs(30)), tunnel: None };
+        let shown = Shown { replayer: replayer(Some(history.clone()), policy, Duration::from_secs(30)), tunnel: None };
         let inspector = args.start(listener, shown, output).ok_or_else(|| {
             Failure::new(1, "the inspector cannot start")
                 .cause(format!("it cannot listen at {}", args.inspect))

@@ -8,7 +8,7 @@ use hookway_protocol::id::DeliveryId;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 
-use super::{Attempt, Exchange, Kept, Outcome, Reply, Request};
+use super::{Attempt, Exchange, Kept, Outcome, Reply, Request, Verdict, Webhook};
 
 pub(crate) fn headers(fields: &[(&str, &[u8])]) -> Headers {
     let field = |&(name, value): &(&str, &[u8])| {
@@ -40,6 +40,7 @@ pub(crate) fn request(method: &str, target: &str, fields: &[(&str, &[u8])], body
             trailers: Headers::default(),
             unfinished: false,
         },
+        webhook: Webhook::default(),
         attempts: Vec::new(),
         replay_of: None,
         edited: false,
@@ -77,5 +78,20 @@ pub(crate) fn exchange() -> Exchange {
     if let Some(reply) = &mut attempt.reply {
         reply.status = StatusCode::OK;
     }
-    Exchange { seq: 0, version: 0, id: DeliveryId::now(), received_at: now(), attempts: vec![attempt], ..exchange }
+    let text = |text: &str| Some(text.to_owned());
+    let webhook = Webhook {
+        provider: text("stripe"),
+        event: text("charge.succeeded"),
+        event_id: text("evt_1"),
+        dedup_id: text("evt_1"),
+        signature: Verdict::Ok,
+        detail: None,
+        secret: text("STRIPE_WEBHOOK_SECRET"),
+        resigned: true,
+        duplicate_of: Some(DeliveryId::from_bytes([2; 16])),
+        deadline: Some(Duration::from_secs(10)),
+        acked: Some(Duration::from_millis(8000)),
+    };
+    let (id, received_at) = (DeliveryId::now(), now());
+    Exchange { seq: 0, version: 0, id, received_at, webhook, attempts: vec![attempt], ..exchange }
 }

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::{Attempt, Exchange, Kept, Outcome, Reply, Request};
+use crate::exchange::{Attempt, Exchange, Kept, Outcome, Reply, Request, Verdict, Webhook};
 use crate::harmless;
 use crate::mask::{self, MASK, Secrets};
 
@@ -99,7 +99,25 @@ struct Line {
     #[serde(default)]
     request: RequestLine,
     #[serde(default)]
+    webhook: WebhookLine,
+    #[serde(default)]
     attempts: Vec<AttemptLine>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct WebhookLine {
+    provider: Option<String>,
+    event: Option<String>,
+    event_id: Option<String>,
+    dedup_id: Option<String>,
+    signature: String,
+    detail: Option<String>,
+    secret: Option<String>,
+    resigned: bool,
+    duplicate_of: Option<String>,
+    deadline_ns: Option<Nanos>,
+    acked_ns: Option<Nanos>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -279,6 +297,7 @@ impl Line {
             replay_of: exchange.replay_of.map(|id| id.to_string()),
             edited: exchange.edited,
             pinned: exchange.pinned,
+            webhook: WebhookLine::of(&exchange.webhook),
             request: RequestLine {
                 method: exchange.request.method.to_string(),
                 path: masker.url(exchange.request.target.as_str()),
@@ -314,6 +333,44 @@ impl Line {
             replay_of: self.replay_of.map(id).transpose()?,
             edited: self.edited,
             pinned: self.pinned,
+            webhook: self.webhook.into_webhook()?,
+        })
+    }
+}
+
+impl WebhookLine {
+    fn of(webhook: &Webhook) -> Self {
+        let webhook = webhook.clone();
+        Self {
+            provider: webhook.provider,
+            event: webhook.event,
+            event_id: webhook.event_id,
+            dedup_id: webhook.dedup_id,
+            signature: webhook.signature.as_str().into(),
+            detail: webhook.detail,
+            secret: webhook.secret,
+            resigned: webhook.resigned,
+            duplicate_of: webhook.duplicate_of.map(|id| id.to_string()),
+            deadline_ns: webhook.deadline.map(Nanos::of),
+            acked_ns: webhook.acked.map(Nanos::of),
+        }
+    }
+
+    fn into_webhook(self) -> Result<Webhook, String> {
+        let id = |id: String| id.parse::<DeliveryId>().map_err(|e| format!("{id}: {e}"));
+        let verdict = [Verdict::Ok, Verdict::Bad].into_iter().find(|verdict| verdict.as_str() == self.signature);
+        Ok(Webhook {
+            provider: self.provider,
+            event: self.event,
+            event_id: self.event_id,
+            dedup_id: self.dedup_id,
+            signature: verdict.unwrap_or_default(),
+            detail: self.detail,
+            secret: self.secret,
+            resigned: self.resigned,
+            duplicate_of: self.duplicate_of.map(id).transpose()?,
+            deadline: self.deadline_ns.map(|ns| ns.duration()),
+            acked: self.acked_ns.map(|ns| ns.duration()),
         })
     }
 }

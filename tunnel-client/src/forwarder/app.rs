@@ -205,7 +205,9 @@ impl App {
     }
 
     async fn open(&self, alpn: &[&[u8]]) -> io::Result<Box<dyn Connection>> {
-        let found = tokio::net::lookup_host((self.target.host(), self.target.port())).await?;
+        // Names below localhost are this machine, whatever the resolver says (RFC 6761 §6.3).
+        let host = if self.target.host().ends_with(".localhost") { "localhost" } else { self.target.host() };
+        let found = tokio::net::lookup_host((host, self.target.port())).await?;
         // A name may be given any address by whoever runs its domain.
         let addresses: Vec<_> = found.filter(|address| !target::is_metadata(address.ip())).collect();
         if addresses.is_empty() {

@@ -15,6 +15,7 @@ use http_body::{Body, SizeHint};
 use jiff::Timestamp;
 
 use crate::exchange::{Beginning, Outcome, RawAttempt, RawBody, Room, encoded};
+use crate::signature::Look;
 
 /// A body for the app.
 #[derive(Debug)]
@@ -46,13 +47,16 @@ struct Passed {
     /// As encoded.
     trailers: Bytes,
     has_ended: bool,
+    /// Whoever looks at all of it as it passes.
+    look: Option<Box<Look>>,
 }
 
 impl Passing {
     fn new(room: Option<Arc<Room>>) -> Self {
         let beginning = room.map(Beginning::new);
         let last = Instant::now();
-        Self(Mutex::new(Passed { size: 0, last, beginning, trailers: Bytes::new(), has_ended: false }))
+        let trailers = Bytes::new();
+        Self(Mutex::new(Passed { size: 0, last, beginning, trailers, has_ended: false, look: None }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Passed> {
@@ -67,8 +71,22 @@ impl Passing {
         if let Some(beginning) = passed.beginning.as_mut().filter(|beginning| beginning.bytes().len() as u64 == size) {
             beginning.add(data);
         }
+        if let Some(look) = &mut passed.look {
+            look.update(data);
+        }
         (passed.size, passed.last) = (size + data.len() as u64, Instant::now());
         passed.size
+    }
+
+    /// From its first byte on it is looked at.
+    pub(crate) fn watch(&self, look: Look) {
+        self.lock().look = Some(look.into());
+    }
+
+    /// Who looked at it, if its end has come.
+    pub(crate) fn watched(&self, announced: Option<u64>) -> Option<Look> {
+        let look = self.lock().look.take();
+        look.filter(|_| !self.is_unfinished(announced)).map(|look| *look)
     }
 
     /// All of it is there.
@@ -156,6 +174,11 @@ impl Progress {
         let _ = self.first_byte.set(self.started.elapsed());
     }
 
+    /// How long it has gone on.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// When it began.
     pub(crate) const fn at(&self) -> Timestamp {
         self.at
@@ -167,15 +190,15 @@ impl Progress {
     }
 
     /// The attempt is over. `reply` is the head of the answer, as encoded.
-    pub(crate) fn over(self, number: u32, outcome: Outcome, message: String, reply: Bytes) -> RawAttempt {
+    pub(crate) fn over(&self, number: u32, outcome: Outcome, message: String, reply: Bytes) -> RawAttempt {
         RawAttempt {
             number,
             at: self.at,
-            url: self.url.into_inner().unwrap_or_default(),
+            url: self.url(),
             outcome,
             message,
-            connect: self.connect.into_inner(),
-            first_byte: self.first_byte.into_inner(),
+            connect: self.connect.get().copied(),
+            first_byte: self.first_byte.get().copied(),
             duration: self.started.elapsed(),
             reply,
             body: self.reply.taken(),

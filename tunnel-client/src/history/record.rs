@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use prost::Message;
 use std::time::Duration;
 
-use crate::exchange::{Attempt, Exchange, Kept, Outcome, RawAttempt, RawBody, Reply, Request, encoded};
+use crate::exchange::{
+    Attempt, Exchange, Kept, Outcome, RawAttempt, RawBody, Reply, Request, Verdict, Webhook, encoded,
+};
 
 /// The heads of an exchange: what listing and most filters need.
 #[derive(Clone, PartialEq, Message)]
@@ -31,6 +33,36 @@ struct Heads {
     /// Whether the end of the request's body has come.
     #[prost(bool, tag = "7")]
     ended: bool,
+    #[prost(message, optional, tag = "8")]
+    webhook: Option<WebhookHead>,
+}
+
+/// What the request is as a webhook.
+#[derive(Clone, PartialEq, Message)]
+struct WebhookHead {
+    #[prost(string, optional, tag = "1")]
+    provider: Option<String>,
+    #[prost(string, optional, tag = "2")]
+    event: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    event_id: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    dedup_id: Option<String>,
+    /// 0 for none, 1 for ok, 2 for bad.
+    #[prost(uint32, tag = "5")]
+    signature: u32,
+    #[prost(string, optional, tag = "6")]
+    detail: Option<String>,
+    #[prost(string, optional, tag = "7")]
+    secret: Option<String>,
+    #[prost(bool, tag = "8")]
+    resigned: bool,
+    #[prost(bytes = "vec", optional, tag = "9")]
+    duplicate_of: Option<Vec<u8>>,
+    #[prost(uint64, optional, tag = "10")]
+    deadline_us: Option<u64>,
+    #[prost(uint64, optional, tag = "11")]
+    acked_us: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -141,14 +173,14 @@ impl Record {
 
     /// The exchange's request, and the attempt that is over if one is. `head` is the request's, as encoded.
     pub(super) fn new(shelf: &mut Shelf, carried_out: CarriedOut) -> Self {
-        let CarriedOut { id, head, request, unfinished, replay, attempt } = carried_out;
+        let CarriedOut { id, head, request, unfinished, webhook, replay, attempt } = carried_out;
         let (pending, attempt) = match attempt {
             Tried::Pending { at, url } => (Some(PendingHead { at_us: at.as_microsecond(), url }), None),
             Tried::Over(attempt) => (None, Some(attempt)),
         };
         let (heads, bodies) = messages(head, request, replay, attempt);
         let open = pending.is_some();
-        let heads = Heads { pending, ended: !unfinished, ..heads };
+        let heads = Heads { pending, ended: !unfinished, webhook: Some(webhook.into()), ..heads };
         Self { id, pinned: false, open, heads: shelf.put(&heads), bodies: shelf.put(&bodies) }
     }
 
@@ -159,7 +191,7 @@ impl Record {
         let replay = Replay { of: exchange.replay_of, edited: exchange.edited };
         let attempts = exchange.attempts.iter().map(RawAttempt::of);
         let (heads, bodies) = messages(head_of(exchange), body, replay, attempts);
-        let heads = Heads { ended: !request.unfinished, ..heads };
+        let heads = Heads { ended: !request.unfinished, webhook: Some(exchange.webhook.clone().into()), ..heads };
         Self::encode(exchange.id, exchange.pinned, &heads, &bodies)
     }
 
@@ -243,6 +275,8 @@ pub(crate) struct CarriedOut {
     pub(crate) request: RawBody,
     /// Whether the end of the request's body has not come.
     pub(crate) unfinished: bool,
+    /// What it is as a webhook, as far as that is known.
+    pub(crate) webhook: Webhook,
     pub(crate) replay: Replay,
     pub(crate) attempt: Tried,
 }
@@ -271,8 +305,46 @@ fn messages(
     let (request_size, replay_of) = (request.size, replay.of.map(|id| id.as_bytes().to_vec()));
     let (attempts, replies) = attempts.into_iter().map(RawAttempt::into).unzip();
     let edited = replay.edited;
-    let heads = Heads { request: head, request_size, replay_of, edited, attempts, pending: None, ended: true };
+    let (pending, webhook) = (None, None);
+    let heads = Heads { request: head, request_size, replay_of, edited, attempts, pending, ended: true, webhook };
     (heads, Bodies { request: Some(request.into()), replies })
+}
+
+impl From<Webhook> for WebhookHead {
+    fn from(webhook: Webhook) -> Self {
+        Self {
+            provider: webhook.provider,
+            event: webhook.event,
+            event_id: webhook.event_id,
+            dedup_id: webhook.dedup_id,
+            signature: webhook.signature as u32,
+            detail: webhook.detail,
+            secret: webhook.secret,
+            resigned: webhook.resigned,
+            duplicate_of: webhook.duplicate_of.map(|id| id.as_bytes().to_vec()),
+            deadline_us: webhook.deadline.map(micros),
+            acked_us: webhook.acked.map(micros),
+        }
+    }
+}
+
+impl From<WebhookHead> for Webhook {
+    fn from(head: WebhookHead) -> Self {
+        let verdicts = [Verdict::Ok, Verdict::Bad];
+        Self {
+            provider: head.provider,
+            event: head.event,
+            event_id: head.event_id,
+            dedup_id: head.dedup_id,
+            signature: verdicts.into_iter().find(|verdict| *verdict as u32 == head.signature).unwrap_or_default(),
+            detail: head.detail,
+            secret: head.secret,
+            resigned: head.resigned,
+            duplicate_of: head.duplicate_of.and_then(|id| Some(DeliveryId::from_bytes(id.try_into().ok()?))),
+            deadline: head.deadline_us.map(Duration::from_micros),
+            acked: head.acked_us.map(Duration::from_micros),
+        }
+    }
 }
 
 impl From<RawBody> for Body {
@@ -345,6 +417,7 @@ pub(super) fn read(heads: Bytes, bodies: Option<Bytes>) -> Result<Exchange, Unre
             trailers: request_trailers,
             unfinished: !heads.ended,
         },
+        webhook: heads.webhook.map(Webhook::from).unwrap_or_default(),
         attempts: attempts.collect::<Result<_, _>>()?,
         replay_of,
         edited: heads.edited,

@@ -28,6 +28,7 @@ fn carried_out(exchange: &Exchange) -> CarriedOut {
         head: record::head_of(exchange),
         request: RawBody::of(&exchange.request.body, &exchange.request.trailers),
         unfinished: exchange.request.unfinished,
+        webhook: exchange.webhook.clone(),
         replay: Replay::default(),
         attempt: exchange.attempts.first().map_or_else(
             || Tried::Pending { at: exchange.received_at, url: "http://localhost:3000/a".into() },

@@ -6,33 +6,36 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hookway_protocol::WHOLE_BODY;
-use hookway_protocol::body::{self, Unsent};
-use hookway_protocol::frame::{self, Frame};
-use hookway_protocol::head::{self, Failure, ReplyHead, RequestHead};
-use hookway_protocol::headers::Headers;
+use hookway_protocol::frame::Frame;
+use hookway_protocol::head::{self, Failure, HeadError, RequestHead};
+use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{FIRST_STREAMS, Link, Receiver, Sender, Stream, StreamError};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, Response, StatusCode};
-use hyper::upgrade::OnUpgrade;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::answer::{Given, Then, answer_oneself, pass_on, read_out};
 use crate::events::Events;
 use crate::exchange::{Delivered, Outcome, RawBody};
 use crate::forwarder::{AppBody, Failed, Forwarder, OutBody, Progress, Streaming};
-use crate::history::{CarriedOut, Recorder, Replay, Tried};
+use crate::history::{CarriedOut, Recorder, Replay, Tried, Which};
+use crate::webhook::{Case, Own};
 
 /// An exchange that is not over after so long is kept as it is so far.
 const PENDING_AFTER: Duration = Duration::from_secs(1);
+
+/// No provider waits longer.
+const MOST_PATIENT: Duration = Duration::from_secs(15);
 
 /// The exchanges of one session.
 #[derive(Debug)]
 pub(super) struct Exchanges {
     forwarder: Arc<Forwarder>,
     recorder: Recorder,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     streams: AtomicU32,
     allowed: AtomicU32,
     /// Exchanges whose answer has not begun.
@@ -51,7 +54,7 @@ impl Exchanges {
         Self {
             forwarder,
             recorder,
-            permits: Semaphore::new(permits.min(Semaphore::MAX_PERMITS)),
+            permits: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
             streams: AtomicU32::new(0),
             allowed: AtomicU32::new(FIRST_STREAMS),
             waiting: TaskTracker::new(),
@@ -70,7 +73,10 @@ impl Exchanges {
     pub(super) async fn finish(&self, more: Duration, flow_until: tokio::time::Instant) {
         self.waiting.close();
         self.flowing.close();
-        let grace = self.forwarder.settings.timeout + more;
+        let settings = &self.forwarder.settings;
+        // Somebody who steps through code may take for ever; the sender has its answer before.
+        let timeout = if settings.webhooks.breakpoint { MOST_PATIENT } else { settings.timeout };
+        let grace = timeout + more;
         let _ = tokio::time::timeout(grace, self.waiting.wait()).await;
         let _ = tokio::time::timeout_at(flow_until, self.flowing.wait()).await;
     }
@@ -124,61 +130,66 @@ impl Exchanges {
     }
 
     /// One exchange. The stream comes back when another may follow on it.
-    async fn exchange(&self, head: RequestHead, encoded: Bytes, stream: Stream) -> Option<Stream> {
+    async fn exchange(self: &Arc<Self>, mut head: RequestHead, encoded: Bytes, stream: Stream) -> Option<Stream> {
         let waiting = self.waiting.token();
-        let Stream { mut sender, mut receiver } = stream;
-        let progress = Progress::new(self.recorder.room());
-        let mut delivered = Box::new(Delivered::new(&head));
-        let (whole, upgrade, announced) = (head.whole, head.upgrade.is_some(), announced(&head));
-        let (rest, body) = if whole {
-            let (body, trailers) = collect(&mut receiver).await.ok()?;
-            progress.request.whole(&body);
-            (Some(receiver), OutBody::Whole(Some(body.bytes), trailers))
-        } else if upgrade {
-            progress.request.whole(&RawBody::default());
-            (Some(receiver), OutBody::Whole(None, None))
-        } else {
-            let max = self.forwarder.settings.max_body;
-            let body = Streaming { receiver, passing: progress.request.clone(), max, done: false };
-            (None, OutBody::Stream(Box::new(body)))
-        };
+        let Stream { mut sender, receiver } = stream;
+        let progress = Arc::new(Progress::new(self.recorder.room()));
+        let delivered = Box::new(Delivered::new(&head));
+        let (whole, upgrade, is_head) = (head.whole, head.upgrade.is_some(), head.method == Method::HEAD);
+        let announced = announced(&head);
         // Held until the answer has been passed on.
-        let permit = self.permits.try_acquire();
-        let answer = if permit.is_ok() {
-            let mut answer = std::pin::pin!(self.answer(head, body, &progress, &sender));
-            match tokio::time::timeout(PENDING_AFTER, &mut answer).await {
-                Ok(answer) => answer,
-                Err(_) => {
-                    self.recorder.pending(|| CarriedOut {
-                        id: delivered.id,
-                        head: encoded.clone(),
-                        request: progress.request.taken(),
-                        unfinished: progress.request.is_unfinished(announced),
-                        replay: Replay::default(),
-                        attempt: Tried::Pending { at: progress.at(), url: progress.url() },
-                    });
-                    answer.await
+        let permit = self.permits.clone().try_acquire_owned().ok();
+        let Taken { body, case, rest, own } = self.request(&mut head, receiver, &progress, permit.is_some()).await?;
+        let own = own.or_else(|| self.forwarder.webhooks.own_answer(&case));
+        let ack_after = case.ack_after().filter(|_| whole && own.is_none() && permit.is_some());
+        let mut carried = Carried { delivered, encoded, case, announced, progress };
+        carried.delivered.is_own = own.is_some();
+        let refused = |failure, short: &str, message: &str| {
+            Given::App(Err(Failed { failure, short: short.into(), message: message.into() }))
+        };
+        let answer = match (own, ack_after, body) {
+            (Some(own), ..) => Given::Own(own),
+            _ if permit.is_none() => {
+                let message = "the client takes no more deliveries at once (--max-connections)";
+                refused(Failure::Busy, "busy", message)
+            }
+            (None, _, None) => refused(Failure::BadRequest, "aborted", "the sender broke off"),
+            (None, None, Some(body)) => {
+                let answer = self.answer(head, body, &carried.progress, Some(&sender).filter(|_| !whole));
+                Given::App(self.kept_meanwhile(answer, &carried).await)
+            }
+            (None, Some(ack_after), Some(body)) => {
+                let (own, progress) = (self.clone(), carried.progress.clone());
+                let answer = Box::pin(async move { own.answer(head, body, &progress, None).await });
+                match self.before_the_deadline(answer, &carried, ack_after, &mut sender).await {
+                    Awaited::Answered(answer) => Given::App(answer),
+                    Awaited::Overtaken { answer, is_told } => {
+                        carried.case.webhook.acked = is_told.then(|| carried.progress.elapsed());
+                        // The stream is free for the next; the app's late answer is kept.
+                        let own = self.clone();
+                        self.tasks.spawn(async move {
+                            let _permit = permit;
+                            let passed = read_out(answer.await).await;
+                            own.over(carried, passed.outcome, passed.message, passed.head).await;
+                        });
+                        return rest.filter(|_| is_told).map(|receiver| Stream { sender, receiver });
+                    }
                 }
             }
-        } else {
-            let message = "the client takes no more deliveries at once (--max-connections)".to_owned();
-            Err(Failed { failure: Failure::Busy, short: "busy".into(), message })
         };
-        let _flowing = self.flowing.token();
+        let (puzzling, _flowing) = (carried.case.is_puzzling(), self.flowing.token());
         drop(waiting);
-        let passed = pass_on(&mut sender, answer, upgrade && !whole).await;
-        let (request, unfinished) = (progress.request.taken(), progress.request.is_unfinished(announced));
-        let attempt = progress.over(delivered.attempt, passed.outcome, passed.message, passed.head);
-        delivered.over(&attempt, request.size);
-        let (id, replay) = (delivered.id, Replay::default());
-        self.recorder.over(delivered, || CarriedOut {
-            id,
-            head: encoded,
-            request,
-            unfinished,
-            replay,
-            attempt: Tried::Over(attempt),
-        });
+        let passed = match answer {
+            Given::App(answer) => pass_on(&mut sender, answer, upgrade && !whole).await,
+            Given::Own(own) => answer_oneself(&mut sender, own, is_head).await,
+        };
+        let over = self.clone().over(carried, passed.outcome, passed.message, passed.head);
+        if puzzling {
+            // The next exchange of this stream does not wait until its cause is found.
+            self.tasks.spawn(over);
+        } else {
+            over.await;
+        }
         match (passed.then, rest) {
             (Then::Next, Some(receiver)) if whole => return Some(Stream { sender, receiver }),
             (Then::Switched(switched), Some(receiver)) => {
@@ -192,15 +203,140 @@ impl Exchanges {
         None
     }
 
-    /// The app's answer, or why there is none.
+    /// Takes the request: its body, as far as that is a value, and what it is as a webhook. `None`: it broke off.
+    async fn request(
+        &self,
+        head: &mut RequestHead,
+        mut receiver: Receiver,
+        progress: &Progress,
+        is_taken: bool,
+    ) -> Option<Taken> {
+        let webhooks = &self.forwarder.webhooks;
+        if head.whole {
+            let (mut body, trailers) = collect(&mut receiver).await.ok()?;
+            progress.request.whole(&body);
+            let mut case = webhooks.whole(head, &body.bytes);
+            webhooks.refresh_late(&mut case, head, &mut body.bytes);
+            let body = Some(OutBody::Whole(Some(body.bytes), trailers));
+            return Some(Taken { body, case, rest: Some(receiver), own: None });
+        }
+        if head.upgrade.is_some() {
+            progress.request.whole(&RawBody::default());
+            let case = webhooks.whole(head, &[]);
+            return Some(Taken { body: Some(OutBody::Whole(None, None)), case, rest: Some(receiver), own: None });
+        }
+        let (case, look) = webhooks.streamed(head);
+        if !is_taken || !webhooks.policy.require_signature {
+            progress.request.watch(look);
+            let max = self.forwarder.settings.max_body;
+            let body = Streaming { receiver, passing: progress.request.clone(), max, done: false };
+            return Some(Taken { body: Some(OutBody::Stream(body.into())), case, rest: None, own: None });
+        }
+        // Nothing of it reaches the app before its signature is known to be good.
+        let taken = |body, case, own| Some(Taken { body, case, rest: None, own });
+        if look.is_refused() {
+            return taken(None, case, Some(Own::unsigned()));
+        }
+        match collect(&mut receiver).await {
+            Ok((body, trailers)) => {
+                progress.request.whole(&body);
+                let case = webhooks.whole(head, &body.bytes);
+                taken(Some(OutBody::Whole(Some(body.bytes), trailers)), case, None)
+            }
+            Err(Uncollected::TooLong) => taken(None, case, Some(Own::too_large())),
+            Err(Uncollected::Broken) => taken(None, case, None),
+        }
+    }
+
+    /// It is over: it is recorded, and what was found out about it.
+    async fn over(self: Arc<Self>, carried: Carried, outcome: Outcome, message: String, reply: Bytes) {
+        let Carried { mut delivered, encoded, case, announced, progress } = carried;
+        let (request, unfinished) = (progress.request.taken(), progress.request.is_unfinished(announced));
+        let look = progress.request.watched(announced);
+        let attempt = progress.over(delivered.attempt, outcome, message, reply);
+        let webhook = self.forwarder.webhooks.over(case, look, &encoded, &request, &attempt.outcome).await;
+        delivered.over(&attempt, request.size);
+        delivered.webhook = webhook.clone();
+        let (id, replay) = (delivered.id, Replay::default());
+        self.recorder.over(delivered, || CarriedOut {
+            id,
+            head: encoded,
+            request,
+            unfinished,
+            webhook,
+            replay,
+            attempt: Tried::Over(attempt),
+        });
+    }
+
+    /// Waits for the app's answer; an exchange that goes on is kept as it is so far.
+    async fn kept_meanwhile<T>(&self, answer: impl Future<Output = T>, carried: &Carried) -> T {
+        let mut answer = std::pin::pin!(answer);
+        if let Ok(answer) = tokio::time::timeout(PENDING_AFTER, &mut answer).await {
+            return answer;
+        }
+        self.keep_pending(carried);
+        answer.await
+    }
+
+    /// The same, but the sender is answered before its deadline once the exchange is on disk.
+    async fn before_the_deadline<A: Future + Unpin>(
+        &self,
+        mut answer: A,
+        carried: &Carried,
+        ack_after: Duration,
+        sender: &mut Sender,
+    ) -> Awaited<A> {
+        let kept = async {
+            tokio::time::sleep(PENDING_AFTER.min(ack_after)).await;
+            self.keep_pending(carried);
+            tokio::time::sleep(ack_after.saturating_sub(carried.progress.elapsed())).await;
+            self.is_kept_whole(carried.delivered.id).await
+        };
+        tokio::select! {
+            biased;
+            answer = &mut answer => return Awaited::Answered(answer),
+            // What is not kept must not be taken: the sender waits on.
+            true = kept => {}
+        }
+        let message = "taken; the app is working on it".to_owned();
+        let own = Own { status: StatusCode::ACCEPTED, message, is_for_later: false };
+        let is_told = matches!(answer_oneself(sender, own, false).await.then, Then::Next);
+        Awaited::Overtaken { answer, is_told }
+    }
+
+    /// Whether all of an exchange's request is on disk.
+    async fn is_kept_whole(&self, id: DeliveryId) -> bool {
+        let Some(history) = self.recorder.history() else { return false };
+        if history.written().await.is_err() {
+            return false;
+        }
+        // Under load bodies are left out.
+        let kept = history.get(Which::Id(id)).await;
+        kept.is_ok_and(|kept| kept.is_ok_and(|kept| !kept.request.body.is_cut() && !kept.request.unfinished))
+    }
+
+    fn keep_pending(&self, carried: &Carried) {
+        let Carried { delivered, encoded, case, announced, progress } = carried;
+        self.recorder.pending(|| CarriedOut {
+            id: delivered.id,
+            head: encoded.clone(),
+            request: progress.request.taken(),
+            unfinished: progress.request.is_unfinished(*announced),
+            webhook: case.webhook.clone(),
+            replay: Replay::default(),
+            attempt: Tried::Pending { at: progress.at(), url: progress.url() },
+        });
+    }
+
+    /// The app's answer, or why there is none. `sender`: who ends it by hanging up; else it is carried out all the same.
     async fn answer(
         &self,
         head: RequestHead,
         body: OutBody,
         progress: &Progress,
-        sender: &Sender,
+        sender: Option<&Sender>,
     ) -> Result<Response<AppBody>, Failed> {
-        let whole = head.whole;
         let max = self.forwarder.settings.max_body;
         let too_large = || {
             let message = format!("the body is over this client's limit of {max} bytes (--max-body)");
@@ -211,10 +347,9 @@ impl Exchanges {
         }
         let forward = self.forwarder.forward(head, body, progress);
         let gone = async {
-            match whole {
-                // Carried out even when the sender has hung up.
-                true => std::future::pending().await,
-                false => sender.stopped().await,
+            match sender {
+                Some(sender) => sender.stopped().await,
+                None => std::future::pending().await,
             }
         };
         let answer = tokio::select! {
@@ -234,59 +369,66 @@ fn announced(head: &RequestHead) -> Option<u64> {
     head.headers.get(&CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// How an answer went to the sender.
-struct Passed {
-    outcome: Outcome,
-    /// Why there is no answer, in a sentence; empty else.
-    message: String,
-    /// The answer's head as encoded; empty for none.
-    head: Bytes,
-    then: Then,
+/// An exchange that is being carried out.
+struct Carried {
+    delivered: Box<Delivered>,
+    /// The request's head.
+    encoded: Bytes,
+    case: Case,
+    announced: Option<u64>,
+    progress: Arc<Progress>,
 }
 
-/// What becomes of the stream after an answer.
-enum Then {
-    /// It is ready for the next exchange.
-    Next,
-    /// It goes on as another protocol.
-    Switched(OnUpgrade),
-    /// It ends.
-    End,
+/// A request, as far as it is here before it is put to the app.
+struct Taken {
+    /// `None`: it does not get there.
+    body: Option<OutBody>,
+    case: Case,
+    /// For what follows on the stream.
+    rest: Option<Receiver>,
+    /// What is answered in the app's place.
+    own: Option<Own>,
 }
 
-/// Passes the app's answer on, or why there is none.
-async fn pass_on(sender: &mut Sender, answer: Result<Response<AppBody>, Failed>, upgrade: bool) -> Passed {
-    let then = |sent: bool| if sent { Then::Next } else { Then::End };
-    let (head, mut response) = match answer.and_then(|response| Ok((app_head(&response)?, response))) {
-        Ok(answer) => answer,
-        Err(Failed { failure, short, message }) => {
-            let sent = send_failure(sender, failure, message.clone()).await.is_ok();
-            let outcome = Outcome::Failed { failure, short };
-            return Passed { outcome, message, head: Bytes::new(), then: then(sent) };
-        }
-    };
-    let status = response.status();
-    let passed = |outcome, then| Passed { outcome, message: String::new(), head: head.clone(), then };
-    if upgrade && status == StatusCode::SWITCHING_PROTOCOLS {
-        let switched = hyper::upgrade::on(&mut response);
-        let sent = send_head(sender, &head).await.is_ok();
-        return passed(Outcome::Answered(status), if sent { Then::Switched(switched) } else { Then::End });
+/// What came first: the app's answer, or the sender's deadline.
+enum Awaited<A: Future> {
+    Answered(A::Output),
+    Overtaken {
+        answer: A,
+        /// Whether the sender was still there.
+        is_told: bool,
+    },
+}
+
+/// Why a body is no value.
+enum Uncollected {
+    /// It is over the limit.
+    TooLong,
+    /// It broke off.
+    Broken,
+}
+
+impl From<StreamError> for Uncollected {
+    fn from(_: StreamError) -> Self {
+        Self::Broken
     }
-    match send_reply(sender, &head, response).await {
-        Ok(true) => passed(Outcome::Answered(status), Then::Next),
-        sent => passed(Outcome::Cut(status), then(sent.is_ok())),
+}
+
+impl From<HeadError> for Uncollected {
+    fn from(_: HeadError) -> Self {
+        Self::Broken
     }
 }
 
-/// A body that the relay has whole.
-async fn collect(receiver: &mut Receiver) -> Result<(RawBody, Option<HeaderMap>), StreamError> {
+/// A body that the relay has whole, or that is to be.
+async fn collect(receiver: &mut Receiver) -> Result<(RawBody, Option<HeaderMap>), Uncollected> {
     let (mut body, mut trailers, mut encoded): (Option<Bytes>, _, _) = (None, None, Bytes::new());
     loop {
         match receiver.frame().await? {
             Some(Frame::Data(data)) => {
                 let length = body.as_ref().map_or(0, Bytes::len) + data.len();
                 if length > WHOLE_BODY {
-                    return Err(StreamError::Protocol("a whole body over its limit".into()));
+                    return Err(Uncollected::TooLong);
                 }
                 body = Some(match body {
                     None => data,
@@ -306,62 +448,7 @@ async fn collect(receiver: &mut Receiver) -> Result<(RawBody, Option<HeaderMap>)
                 let bytes = body.unwrap_or_default();
                 return Ok((RawBody { size: bytes.len() as u64, bytes, trailers: encoded }, trailers));
             }
-            Some(Frame::Head(_)) | None => return Err(StreamError::Aborted),
-        }
-    }
-}
-
-/// The encoded head of the app's answer.
-fn app_head(response: &Response<AppBody>) -> Result<Bytes, Failed> {
-    // A length beside chunks is a lie about one of them; the chunks were what was read (RFC 9112 §6.3).
-    let chunked = response.headers().contains_key(TRANSFER_ENCODING);
-    let mut headers = Headers::end_to_end(response.headers(), None, |name| !(chunked && *name == CONTENT_LENGTH));
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        // Of this connection only, but so is what follows.
-        response.headers().get_all(UPGRADE).iter().for_each(|chosen| headers.push(UPGRADE, chosen.clone()));
-    }
-    let head = ReplyHead::App { status: response.status(), headers };
-    if head.fits() {
-        return Ok(encode(&head));
-    }
-    let message = "the header fields of the local app's answer are too many or too long (64 KiB)".to_owned();
-    Err(Failed { failure: Failure::BadAnswer, short: "head too large".into(), message })
-}
-
-fn encode(head: &ReplyHead) -> Bytes {
-    let mut out = BytesMut::with_capacity(512);
-    head.encode(&mut out);
-    out.freeze()
-}
-
-async fn send_head(sender: &mut Sender, head: &Bytes) -> Result<(), StreamError> {
-    let mut out = BytesMut::with_capacity(head.len() + 16);
-    frame::put_head(&mut out, |out| out.extend_from_slice(head));
-    sender.send(&mut [out.freeze()]).await
-}
-
-async fn send_failure(sender: &mut Sender, failure: Failure, message: String) -> Result<(), StreamError> {
-    send_head(sender, &encode(&ReplyHead::Failed { failure, message })).await?;
-    sender.send(&mut [Bytes::from_static(frame::END)]).await
-}
-
-/// Sends the app's answer as it comes. `Ok(true)` when it was complete, `Ok(false)` when it broke off before any of it
-/// was sent: then the sender can still be told.
-async fn send_reply(sender: &mut Sender, head: &Bytes, response: Response<AppBody>) -> Result<bool, StreamError> {
-    let mut out = BytesMut::with_capacity(head.len() + 64);
-    frame::put_head(&mut out, |out| out.extend_from_slice(head));
-    match body::send(sender, out, response.into_body()).await {
-        Ok(()) => Ok(true),
-        Err(Unsent::Stream(error)) => Err(error),
-        Err(Unsent::Body { begun: true, error }) => {
-            tracing::debug!(%error, "the app's answer broke off");
-            Err(StreamError::Aborted)
-        }
-        Err(Unsent::Body { begun: false, error }) => {
-            tracing::debug!(%error, "the app's answer broke off");
-            let message = "the local app's answer broke off".to_owned();
-            send_failure(sender, Failure::BadAnswer, message).await?;
-            Ok(false)
+            Some(Frame::Head(_)) | None => return Err(Uncollected::Broken),
         }
     }
 }

@@ -81,6 +81,19 @@ prop_compose! {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         let request = Request { method, target: target.parse().expect("a target"), headers, body, trailers, unfinished };
         Exchange {
+            webhook: crate::exchange::Webhook {
+                provider: Some("stripe".into()),
+                event: Some("charge.succeeded".into()),
+                event_id: Some("evt_1".into()),
+                dedup_id: Some("evt_1".into()),
+                signature: crate::exchange::Verdict::Bad,
+                detail: Some("why".into()),
+                secret: Some("NAME".into()),
+                resigned: true,
+                duplicate_of: Some(DeliveryId::from_bytes([3; 16])),
+                deadline: Some(Duration::from_secs(5)),
+                acked: Some(Duration::from_millis(4100)),
+            },
             seq, version, id, endpoint, remote, received_at, http2, request, attempts, replay_of, edited, pinned
         }
     }

@@ -21,9 +21,8 @@ struct Edited {
     headers: Option<Vec<Field>>,
     body: Option<EditedBody>,
     target: Option<String>,
-    /// Nothing is signed afresh yet.
-    #[serde(rename = "resign")]
-    _resign: Option<bool>,
+    /// Whether it is signed afresh where that can be; yes unless it says no.
+    resign: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,6 +71,8 @@ impl Edited {
                 .target
                 .map(|text| text.parse().map_err(|error| Refused::wrong(format!("`{text}`: {error}"))))
                 .transpose()?,
+            no_resign: self.resign == Some(false),
+            as_sent: false,
         })
     }
 }
