@@ -69,6 +69,7 @@ describe('hostile text', () => {
   test('runs nowhere in the list, in any tab, in any view of a body, in the editor, in a diff', async (t) => {
     assert.ok(strings.length >= 500, `${strings.length} strings`);
     const all = (await world.exchanges()).length;
+    assert.ok((await world.exchanges('provider:github')).length >= 200);
     // Two pages: one from the newest down, one from the oldest up.
     const opened = await Promise.all([['g', 'j'], ['G', 'k']].map(async ([start, step]) => {
       // A small window, since what is drawn costs more than what is tested.
@@ -148,6 +149,8 @@ const BODIES = [
 function webhook(text, at) {
   const [type, body] = BODIES[at % BODIES.length](text);
   const headers = [['content-type', type], ['x-text', value(text)], [name(text), value(text)], ['user-agent', value(text)], ['referer', value(text)], ['x-forwarded-for', value(text)], ['cookie', value(text)], ['x-reply-type', type]];
+  // With this one it is a webhook, whose event is called so.
+  if (at % 2) headers.push(['x-github-event', value(text)]);
   const target = text.replaceAll(/[\s#?]/g, encodeURIComponent);
   const encoded = encodeURIComponent(text);
   const method = ['POST', 'PUT', 'PROPFIND', 'M-SEARCH'][at % 4];

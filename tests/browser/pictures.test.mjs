@@ -2,6 +2,7 @@
 // target/browser; with UPDATE_PICTURES=1 they take the place of those in tests/browser/pictures.
 
 import assert from 'node:assert/strict';
+import { createHmac } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
@@ -15,9 +16,29 @@ const stripe = (amount, type = 'charge.succeeded', id = 'evt_1QZk2vLkdIwHu7ix') 
   data: { object: { id: 'ch_3QZk2uLkdIwHu7ix1b', amount, currency: 'eur', paid: true, status: 'succeeded', receipt_email: 'ada@example.com', metadata: { order_id: '6735' } } },
   pending_webhooks: 1,
 });
-const STRIPE = [['user-agent', 'Stripe/1.0 (+https://stripe.com/docs/webhooks)'], ['stripe-signature', 't=1795269760,v1=5257a869e7ecebeda32affa62cdca3fa51cad7e77a0e56ff536d0ce8e108d8bd']];
-const GITHUB = (event) => [['user-agent', 'GitHub-Hookshot/7d3c1a2'], ['x-github-event', event], ['x-hub-signature-256', 'sha256=d57c68ca6f92289e6987922ff26938930f6e66a2d161ef06abdf1859230aa23c']];
+const STRIPE = [['user-agent', 'Stripe/1.0 (+https://stripe.com/docs/webhooks)'], ['stripe-signature', '']];
+const GITHUB = (event) => [['user-agent', 'GitHub-Hookshot/7d3c1a2'], ['x-github-event', event], ['x-hub-signature-256', '']];
 const SHOPIFY = (topic) => [['user-agent', 'Shopify-Captain-Hook'], ['x-shopify-topic', topic], ['x-shopify-hmac-sha256', 'XWmrwMey6OsLMeiZKwP4FppHH3cmAiiJJAweH5Jo4bM=']];
+
+/** What is known of a webhook, by its path and what it says. */
+function known(path, headers, content) {
+  const named = (name) => headers.find(([is]) => is === name)?.[1] ?? null;
+  const of = (provider, event, secret, deadline_ns) => ({ provider, event, signature: 'ok', secret, deadline_ns });
+  if (path.startsWith('/stripe')) return { ...of('stripe', content.type, 'STRIPE_WEBHOOK_SECRET', null), event_id: content.id };
+  if (path.startsWith('/github')) return of('github', [named('x-github-event'), content.action].filter(Boolean).join('.'), 'GITHUB_WEBHOOK_SECRET', 10e9);
+  if (path.startsWith('/shopify')) return of('shopify', named('x-shopify-topic'), 'SHOPIFY_API_SECRET', 5e9);
+  if (path.startsWith('/slack')) return of('slack', 'app_mention', 'SLACK_SIGNING_SECRET', 3e9);
+  return { provider: 'twilio', event: 'sms', signature: 'none', detail: 'not checked; to check it: hookway … --verify twilio=TWILIO_AUTH_TOKEN' };
+}
+
+// What is sent again is checked for real, and signed afresh.
+const SECRETS = { STRIPE_WEBHOOK_SECRET: 'whsec_picture', GITHUB_WEBHOOK_SECRET: 'picture' };
+const hmac = (/** @type {string} */ secret, /** @type {string} */ text) => createHmac('sha256', secret).update(text).digest('hex');
+/** The headers with a good signature in them. */
+const signed = (headers, text, time) => headers.map(([name, value]) => {
+  if (name === 'stripe-signature') return [name, `t=${time},v1=${hmac(SECRETS.STRIPE_WEBHOOK_SECRET, `${time}.${text}`)}`];
+  return [name, name === 'x-hub-signature-256' ? `sha256=${hmac(SECRETS.GITHUB_WEBHOOK_SECRET, text)}` : value];
+});
 
 const idOf = (/** @type {number} */ at) => `req_01M7Z0B${String(at).padStart(19, '0')}`;
 const ORIGINAL = idOf(99);
@@ -52,10 +73,11 @@ let world;
 before(async () => {
   const now = Date.now();
   const free = (await Promise.all([3000, 8080, 8443].map(isFree))).every(Boolean);
-  world = await World.start({ stored: HISTORY.map((entry, at) => line(entry, at, now)), ports: free ? { app: 3000, http: 8080, https: 8443 } : {}, words: ['--history-count', '10000'] });
+  world = await World.start({ stored: HISTORY.map((entry, at) => line(entry, at, now)), ports: free ? { app: 3000, http: 8080, https: 8443 } : {}, words: ['--history-count', '10000', '--verify', 'stripe', '--verify', 'github'], secrets: SECRETS });
   world.app.answer = () => ({ status: 200, headers: ['content-type', 'application/json; charset=utf-8', 'x-request-id', 'f058ebd6-02f7'], body: '{"received":true,"order":"6736","credited":0}' });
   // One that really comes in, so that the page knows the app to be up.
-  await world.sendJson('/github', { action: 'completed', workflow_run: { conclusion: 'success' } }, GITHUB('workflow_run'));
+  const run = { action: 'completed', workflow_run: { conclusion: 'success' } };
+  await world.sendJson('/github', run, signed(GITHUB('workflow_run'), JSON.stringify(run)));
 });
 after(() => world?.end());
 after(endBrowser);
@@ -67,13 +89,14 @@ function isFree(port) {
 function line([ago, target, headers, content, result, ms, more = {}], at, now) {
   const time = (plus = 0) => new Date(now - ago * 1000 + plus).toISOString();
   const text = typeof content === 'string' ? content : JSON.stringify(content);
-  const all = [['host', 'demo.localhost:8080'], ['content-type', 'application/json; charset=utf-8'], ...headers, ['content-length', String(text.length)]];
+  const all = [['host', 'demo.localhost:8080'], ['content-type', 'application/json; charset=utf-8'], ...signed(headers, text, Math.floor((now - ago * 1000) / 1000)), ['content-length', String(text.length)]];
   const answered = typeof result === 'number';
   const reply = result === 500 ? ['application/json', '{"error":"order 6735 is locked by another worker"}'] : result === 422 ? ['application/json', '{"error":"no such charge"}'] : result === 204 ? null : ['application/json', '{"received":true}'];
   return {
     hookway: 1, endpoint: 'demo', remote: `54.187.${at}.12`, received_at: time(),
     id: idOf(at),
     ...more,
+    webhook: { ...known(target, headers, content), resigned: more.replay_of !== undefined, ...more.webhook },
     request: { method: 'POST', path: target, headers: all.filter(([name], index) => all.findLastIndex(([other]) => other === name) === index), body: { bytes: text } },
     attempts: [{
       number: 1, at: time(1), url: `http://localhost:3000${target}`, message: answered ? '' : result.message,

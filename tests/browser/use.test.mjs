@@ -55,6 +55,7 @@ describe('by keyboard alone', () => {
     const page = await world.open(t, { query: '?filter=path:/k/' });
     await count(page, 5);
     await page.keyboard.press('j');
+    await heading(page).waitFor();
     for (const [at, tab] of ['overview', 'request', 'response', 'attempts', 'timing'].entries()) {
       await page.keyboard.press(String(at + 1));
       await page.locator(`#tab-${tab}[aria-selected=true]`).waitFor();

@@ -48,8 +48,8 @@ class Program {
   events = [];
   errors = '';
 
-  constructor(words, folder) {
-    this.child = spawn(HOOKWAY, words, { cwd: folder, env: environment(folder), stdio: ['ignore', 'pipe', 'pipe'] });
+  constructor(words, folder, env) {
+    this.child = spawn(HOOKWAY, words, { cwd: folder, env, stdio: ['ignore', 'pipe', 'pipe'] });
     running.add(this.child);
     this.exit = new Promise((resolve) => this.child.once('exit', resolve)).then(() => running.delete(this.child));
     let rest = '';
@@ -163,10 +163,11 @@ export async function endBrowser() {
 export class World {
   #contexts = new Set();
 
-  /** `stored`: lines that `hookway requests import` reads before the start. */
-  static async start({ mode = 'dev', words = [], stored = [], ports = {} } = {}) {
+  /** `stored`: lines that `hookway requests import` reads before the start; `secrets`: variables of the environment. */
+  static async start({ mode = 'dev', words = [], stored = [], ports = {}, secrets = {} } = {}) {
     const world = new World();
     world.folder = fs.mkdtempSync(path.join(os.tmpdir(), 'hookway-browser-'));
+    world.env = { ...environment(world.folder), ...secrets };
     world.app = await Object.assign(new App(), { port: ports.app ?? 0 }).start();
     if (stored.length) await world.import(stored);
     world.words = mode === 'inspect'
@@ -177,7 +178,7 @@ export class World {
   }
 
   async startHookway() {
-    this.hookway = new Program(this.words, this.folder);
+    this.hookway = new Program(this.words, this.folder, this.env);
     this.ready = await this.hookway.event('ready');
     this.inspector = this.ready.inspector;
     if (this.ready.http) this.port = Number(new URL(this.ready.http).port);
@@ -194,12 +195,17 @@ export class World {
   async import(lines) {
     const file = path.join(this.folder, 'import.jsonl');
     fs.writeFileSync(file, lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
-    await run(HOOKWAY, ['requests', 'import', file], { folder: this.folder });
+    await this.command('requests', 'import', file);
   }
 
   /** What `hookway requests export` writes. */
   export(...words) {
-    return run(HOOKWAY, ['requests', 'export', ...words], { folder: this.folder });
+    return this.command('requests', 'export', ...words);
+  }
+
+  /** Another `hookway` in the same folder, to its end; its standard output. */
+  command(...words) {
+    return run(HOOKWAY, words, { folder: this.folder, env: this.env });
   }
 
   /** Sends a webhook; every byte of its head is as given. */

@@ -10,7 +10,7 @@ import openapi_spec_validator
 import pytest
 import requests
 
-from world import HOOKWAY, Program, World, eventually
+from world import HOOKWAY, Program, World, eventually, run
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "tunnel-client" / "src" / "inspector" / "openapi.json"
 DESCRIPTION = json.loads(FILE.read_text())
@@ -631,6 +631,66 @@ def test_stored(filled):
         assert again["summary"]["ok"] and again["attempts"][0]["url"].startswith(f"http://{filled.app.address}/")
     finally:
         program.stop()
+
+
+FIRST = "req_01M7Z0C0000000000000000001"
+WEBHOOKS = {
+    # filter: what is known of the webhook, as an export has it
+    "sig:ok": {"event_id": "evt_1", "signature": "ok", "secret": "STRIPE_WEBHOOK_SECRET"},
+    "sig:bad": {"signature": "bad", "detail": "the body was changed"},
+    "provider:github event:pull*": {"provider": "github", "event": "pull_request.opened", "detail": "not checked"},
+    "is:duplicate": {"duplicate_of": FIRST},
+    "is:resigned": {"resigned": True},
+    "event:early": {"event": "early", "deadline_ns": 3_000_000_000, "acked_ns": 2_400_000_000},
+}
+
+
+def test_what_is_known_of_webhooks(tmp_path):
+    default = {"provider": "stripe", "event": "charge.succeeded", "signature": "none"}
+    lines = [{"endpoint": "e", "webhook": default | webhook} for webhook in WEBHOOKS.values()]
+    (tmp_path / "lines").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run(HOOKWAY, "requests", "import", "lines", folder=tmp_path).returncode == 0
+    program = Program("stored", [HOOKWAY, "inspect", "--json", "--inspect", "127.0.0.1:0"], tmp_path)
+    try:
+        own = Inspector(program.event("ready")["inspector"])
+        for filter, webhook in WEBHOOKS.items():
+            (summary,) = own.ask("get", "/api/exchanges", params={"filter": filter}).json()["exchanges"]
+            detail = own.detail(summary["id"])
+            assert detail["summary"] == summary
+            for timed in (summary, detail["timings"]):
+                for name in ("deadline", "acked"):
+                    ns = webhook.get(f"{name}_ns")
+                    assert timed[f"{name}_ms"] == (ns and ns / 1e6), (filter, name)
+            names = {"event": "event_type", "detail": "signature_detail", "secret": "signature_secret"}
+            for name, value in (default | webhook).items():
+                assert summary.get(names.get(name, name), value) == value, (filter, name)
+    finally:
+        program.stop()
+
+
+def test_a_webhook_that_nobody_checks(filled, inspector):
+    """Who sent it is told by its headers; what would check it is said."""
+    fields = [("Stripe-Signature", "t=1,v1=00"), ("Content-Type", "application/json")]
+    for _ in range(2):
+        filled.world.post("/stripe", b'{"id": "evt_1", "object": "event", "type": "charge.succeeded"}', headers=fields)
+    again = inspector.found("path:/stripe is:duplicate")
+    first = inspector.found("path:/stripe -is:duplicate")
+    assert again["duplicate_of"] == first["id"] and first["duplicate_of"] is None
+    for summary in (first, again):
+        known = [summary[name] for name in ("provider", "event_type", "event_id", "signature", "signature_secret")]
+        assert known == ["stripe", "charge.succeeded", "evt_1", "none", None]
+        assert "--verify stripe=" in summary["signature_detail"] and not summary["resigned"]
+    for edit in ({"resign": False}, {"resign": True}, {"resign": None}):
+        replayed = inspector.ask("post", "/api/exchanges/{id}/replay", id=first["id"], json=edit).json()["summary"]
+        assert (replayed["resigned"], replayed["edited"]) == (False, False)
+
+
+def test_the_examples_of_filters_are_filters(inspector):
+    description = DESCRIPTION["components"]["parameters"]["filter"]["description"]
+    examples = [example for example in description.split("`")[1::2] if ":" in example and example.upper() != example]
+    assert len(examples) > 20
+    for example in examples:
+        inspector.ask("get", "/api/exchanges", params={"filter": example})
 
 
 def test_open_to_other_machines(filled):

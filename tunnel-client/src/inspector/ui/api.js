@@ -27,13 +27,17 @@
  * @property {number} attempts
  * @property {string | null} content_type
  * @property {string | null} provider
- * @property {string | null} event
+ * @property {string | null} event_type as the provider names it
+ * @property {string | null} event_id
  * @property {'ok' | 'bad' | 'none'} signature
- * @property {string | null} signature_detail
+ * @property {string | null} signature_detail a sentence: why it is bad, or what would check it
+ * @property {string | null} signature_secret where the secret is from that made it
  * @property {boolean} resigned
  * @property {string | null} replay_of
  * @property {boolean} edited
  * @property {string | null} duplicate_of
+ * @property {number | null} deadline_ms how long the provider waits for an answer
+ * @property {number | null} acked_ms when hookway answered in the app's place
  * @property {number | null} queued_ms
  * @property {boolean} pinned
  */
@@ -65,7 +69,7 @@
 
 /** @typedef {{ status: number, headers: Header[], trailers: Header[], body: Body }} Reply */
 /** @typedef {{ number: number, at: string, url: string, state: 'done' | 'pending', status: number | null, error: string | null, message: string | null, connect_ms: number | null, first_byte_ms: number | null, duration_ms: number | null, next_try_at?: string | null, reply: Reply | null }} Attempt */
-/** @typedef {{ relay_received_at: string, client_received_at: string, relay_to_client_ms: number | null, queued_ms: number | null, connect_ms: number | null, first_byte_ms: number | null, done_ms: number | null, deadline_ms: number | null }} Timings */
+/** @typedef {{ relay_received_at: string, client_received_at: string, relay_to_client_ms: number | null, queued_ms: number | null, connect_ms: number | null, first_byte_ms: number | null, done_ms: number | null, deadline_ms: number | null, acked_ms: number | null }} Timings */
 /** @typedef {{ method: string, path: string, headers: Header[], trailers: Header[], body: Body }} Request */
 /** @typedef {{ summary: Summary, http: string, request: Request, attempts: Attempt[], timings: Timings, can_replay: boolean, why_not: string | null }} Detail */
 /** @typedef {{ exchanges: Summary[], total: number, matched: number | null, next: number | null, generation: number, version: number }} Page */

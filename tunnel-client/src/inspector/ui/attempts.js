@@ -25,22 +25,28 @@ export function attemptsView({ state }, attempts) {
 /** @param {Detail} detail */
 export function timingView({ timings, summary }) {
   const spans = spansOf(timings);
-  const known = Math.max(1, ...spans.map((span) => span.from + span.ms));
-  const deadline = timings.deadline_ms;
-  // The deadline is on the same scale only where that leaves the bars readable.
-  const whole = deadline !== null && deadline < known * 20 ? Math.max(known, deadline) : known;
-  const answer = (timings.relay_to_client_ms ?? 0) + (timings.done_ms ?? 0);
+  const whole = Math.max(1, ...spans.map((span) => span.from + span.ms));
   return h('div', { class: 'timing' },
     h('p', {}, `Received by the relay at ${format.fullTime(timings.relay_received_at)}, by this machine at ${format.fullTime(timings.client_received_at)}.`),
     spans.length === 0 && h('p', { class: 'note' }, 'Nothing is measured yet.'),
     h('table', {},
       h('thead', { class: 'visually-hidden' }, h('tr', {}, h('th', { scope: 'col' }, 'Step'), h('th', { scope: 'col' }, 'Time'), h('th', { scope: 'col' }, 'Share'))),
       h('tbody', {}, ...spans.map((span) => h('tr', {}, h('th', { scope: 'row' }, span.name), h('td', { class: 'number' }, format.duration(span.ms)), h('td', { class: 'bar-cell' }, bar(span, whole)), h('td', { class: 'note' }, span.note ?? ''))))),
-    deadline !== null && timings.done_ms !== null && h('div', { class: `deadline ${answer > deadline ? 'warning' : ''}` },
-      `${format.duration(Math.max(0, answer))} of ${format.duration(deadline)}`,
-      h('span', { class: 'note' }, ` that ${summary.provider ?? 'the sender'} waits for an answer${answer > deadline ? ': too late, it will have counted as failed' : ''}`),
-      bar({ from: 0, ms: answer }, deadline)),
+    deadlineView(timings, summary),
     timings.relay_to_client_ms !== null && timings.relay_to_client_ms < 0 && h('p', { class: 'note' }, 'Relay to here is negative because the two clocks differ.'));
+}
+
+/** How much was used of the time that the provider waits. @param {import('./api.js').Timings} timings @param {Summary} summary */
+function deadlineView({ deadline_ms: deadline, acked_ms: acked, done_ms: done }, summary) {
+  const answer = acked ?? done;
+  if (answer === null || (deadline === null && acked === null)) return null;
+  const late = deadline !== null && answer > deadline;
+  const app = done === null ? 'is still at work' : `${summary.status === null ? 'failed' : 'answered'} after ${format.duration(done)}`;
+  return h('div', { class: `deadline ${late ? 'warning' : ''}` },
+    deadline !== null && h('p', {}, h('strong', {}, `${format.duration(answer)} of ${format.duration(deadline)}`),
+      h('span', { class: 'note' }, ` that ${summary.provider ?? 'the sender'} waits for an answer`), late && h('strong', {}, ': would time out')),
+    acked !== null && h('p', {}, `202 sent by hookway after ${format.duration(acked)} (--breakpoint); the app ${app}`),
+    deadline !== null && bar({ from: 0, ms: answer }, Math.max(deadline, answer), deadline));
 }
 
 /** @param {import('./api.js').Timings} timings @returns {Span[]} */
@@ -62,10 +68,13 @@ function spansOf(timings) {
   return spans;
 }
 
-/** @param {{ from: number, ms: number }} span @param {number} whole */
-function bar({ from, ms }, whole) {
+/** @param {{ from: number, ms: number }} span @param {number} whole @param {number} [limit] where a mark stands */
+function bar({ from, ms }, whole, limit) {
+  const percent = (/** @type {number} */ part) => `${(Math.max(0, part) / whole) * 100}%`;
   const fill = h('span', { class: 'bar' });
-  fill.style.left = `${(Math.max(0, from) / whole) * 100}%`;
-  fill.style.width = `${Math.max(0.4, (Math.max(0, ms) / whole) * 100)}%`;
-  return h('span', { class: 'track', 'aria-hidden': 'true' }, fill);
+  fill.style.left = percent(from);
+  fill.style.width = percent(Math.max(ms, whole / 250));
+  const mark = limit !== undefined && h('span', { class: 'limit' });
+  if (mark) mark.style.left = percent(limit);
+  return h('span', { class: 'track', 'aria-hidden': 'true' }, fill, mark);
 }

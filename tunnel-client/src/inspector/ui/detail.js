@@ -53,12 +53,14 @@ export class DetailPane {
   /** @param {{ id: string | null, tab: Tab, diff: string | null }} what */
   show({ id, tab, diff }) {
     const same = id === this.id && diff === this.#diff;
+    const turned = tab !== this.#tab;
     this.id = id;
     this.#tab = tab;
     this.#diff = diff;
     if (!id) this.#none();
     else if (!same || this.#shows === 'none') this.#ready = this.#load();
-    else if (this.#shows === 'exchange') this.#draw();
+    // Drawn again without need, an open menu would close under whoever is in it.
+    else if (this.#shows === 'exchange' && turned) this.#draw();
   }
 
   /** The heading takes the focus, so that a screen reader starts there. */
@@ -91,7 +93,7 @@ export class DetailPane {
     say('Replaying…');
     try {
       const made = await replayExchange(summary.id, {});
-      say(`Replayed: ${format.outcome(made.summary)}, ${format.duration(made.summary.duration_ms)}`);
+      say(`Replayed: ${[format.outcome(made.summary), format.duration(made.summary.duration_ms), made.summary.resigned && 're-signed'].filter(Boolean).join(', ')}`);
       this.actions.open(made.summary.id);
     } catch (error) {
       sayError(error);
@@ -241,7 +243,7 @@ export class DetailPane {
         button('Back', this.actions.close, { id: 'back' }),
         h('h2', { tabindex: -1 }, h('span', { class: 'method' }, summary.method), ' ', summary.path),
         h('span', { class: `status tone-${format.tone(summary)}` }, format.outcome(summary))),
-      h('p', { class: 'title-facts' }, summary.event && h('span', { class: 'event' }, summary.event), signature(summary)),
+      h('p', { class: 'title-facts' }, summary.event_type && h('span', { class: 'event' }, summary.event_type), signature(summary)),
       h('div', { class: 'title-actions', role: 'group', 'aria-label': 'Actions' },
         button('Replay', () => this.replay(), { id: 'replay', ...blocked }, key('r')),
         button('Edit & resend', () => this.edit(), { id: 'edit', ...blocked }, key('e')),

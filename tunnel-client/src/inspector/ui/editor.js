@@ -7,9 +7,10 @@ import { diffView } from './diff.js';
 import { button, fill, h, setText } from './dom.js';
 import { JsonSyntaxError, parseJson, prettyJson } from './json.js';
 import { say } from './notice.js';
+import { signature } from './overview.js';
 import * as format from './format.js';
 
-/** @import { Detail, Replay } from './api.js' */
+/** @import { Detail, Replay, Summary } from './api.js' */
 
 /**
  * @param {Detail} original with its secrets, so that no mask is sent
@@ -22,6 +23,7 @@ export function editor(original, { close, open }) {
   const target = h('input', { id: 'edit-target', placeholder: `as the original: ${originOf(original)}`, spellcheck: 'false', autocomplete: 'off', inputmode: 'url' });
   const headers = headersEditor(request.headers);
   const body = bodyEditor(original);
+  const sign = signBox(summary);
   const problem = h('p', { class: 'warning', role: 'alert' });
   const result = h('div', { class: 'result' });
   const send = h('button', { type: 'submit', class: 'primary' }, 'Send');
@@ -37,6 +39,7 @@ export function editor(original, { close, open }) {
     if (JSON.stringify(edited) !== JSON.stringify(request.headers.map(({ name, value }) => ({ name, value })))) replay.headers = edited;
     const changed = body.value();
     if (changed) replay.body = changed;
+    if (sign.refused()) replay.resign = false;
     return replay;
   };
   const submit = async (/** @type {Event} */ event) => {
@@ -47,7 +50,7 @@ export function editor(original, { close, open }) {
     setText(send, 'Sending…');
     try {
       const made = await replayExchange(summary.id, changes());
-      say(`Sent: ${format.outcome(made.summary)}`);
+      say(`Sent: ${format.outcome(made.summary)}${made.summary.resigned ? ', re-signed' : ''}`);
       fill(result, ...await resultView(original, made, open));
       result.scrollIntoView({ block: 'nearest' });
     } catch (error) {
@@ -67,7 +70,7 @@ export function editor(original, { close, open }) {
     field('Send to', target),
     headers.element,
     body.element,
-    h('div', { class: 'send-line' }, send),
+    h('div', { class: 'send-line' }, sign.element, send),
     problem,
     result);
 }
@@ -149,6 +152,22 @@ function bodyEditor({ request: { body } }) {
   };
 }
 
+/**
+ * Whether it is signed afresh, or why not. Where no provider is known there is nothing to sign.
+ * @param {Summary} summary
+ */
+function signBox({ provider, signature, signature_secret: secret }) {
+  const good = signature === 'ok';
+  const box = h('input', { type: 'checkbox', id: 'edit-sign', checked: good, disabled: !good, 'aria-describedby': 'edit-sign-note' });
+  const why = signature === 'bad' ? 'the original’s signature was not good' : 'no secret is known for the original’s signature';
+  const note = good ? `with the time of sending${secret ? ` and ${secret}` : ''}` : `not done: ${why}`;
+  return {
+    element: provider && h('div', { class: 'sign' }, h('label', {}, box, 'Sign afresh'), ' ', h('span', { class: 'note', id: 'edit-sign-note' }, note)),
+    // What the box says holds, whatever secrets are known by now.
+    refused: () => provider !== null && !box.checked,
+  };
+}
+
 /** As high as the text needs, within reason. @param {string} text */
 const rowsFor = (text) => Math.min(22, Math.max(4, text.split('\n').length + Math.floor(text.length / 90)));
 
@@ -186,7 +205,9 @@ function replyCard(title, { summary, attempts }, open) {
     h('div', { class: 'section-title' }, h('h3', {}, title),
       h('span', { class: `status tone-${format.tone(summary)}` }, format.outcome(summary)),
       h('span', { class: 'note' }, format.duration(summary.duration_ms)),
+      summary.resigned && h('span', { class: 'badge' }, 're-signed'),
       open && button('Open', open, { 'aria-label': 'Open the new exchange' })),
+    open && h('p', {}, signature(summary)),
     last?.message && h('p', { class: 'warning' }, last.message),
     last?.reply ? bodyView(last.reply.body, { name: `${title} body` }) : h('p', { class: 'note' }, 'No reply.'));
 }

@@ -26,6 +26,7 @@ export function emptyView({ taken: filter, total, status, connection }, { clearF
   return [
     h('h2', {}, 'Ready for the first webhook'),
     h('p', {}, 'Give this URL to the provider:'), h('p', {}, command(url)),
-    h('p', {}, 'Or try it from a terminal:'), h('p', {}, command(`curl -d '{"hello":"world"}' ${format.shellWord(url)}`)),
+    h('p', {}, 'Or try it from a terminal, with a sample webhook or with anything:'), h('p', {}, command(`hookway send github --to ${format.shellWord(`${url}/github`)}`)),
+    h('p', {}, command(`curl -d '{"hello":"world"}' ${format.shellWord(url)}`)),
   ];
 }

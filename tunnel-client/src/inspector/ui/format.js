@@ -31,10 +31,16 @@ export function duration(ms) {
   const size = Math.abs(ms);
   if (size < 9.95) return `${Number(ms.toFixed(1))} ms`;
   if (size < 999.5) return `${Math.round(ms)} ms`;
-  if (size < 59_950) return `${Number((ms / 1000).toFixed(size < 9950 ? 1 : 0))} s`;
+  if (size < 119_500) return `${Number((ms / 1000).toFixed(size < 9950 ? 1 : 0))} s`;
   if (size < 3_600_000) return `${Math.round(ms / 60_000)} min`;
   if (size < 172_800_000) return `${Math.round(ms / 3_600_000)} h`;
   return `${Math.round(ms / 86_400_000)} days`;
+}
+
+/** "6.1 s of 5 s" where the provider does not wait that long and hookway did not answer in the app's place. @param {Summary} summary */
+export function overDeadline({ duration_ms: took, deadline_ms: deadline, acked_ms: acked }) {
+  if (took === null || deadline === null || acked !== null || took <= deadline) return '';
+  return `${duration(took)} of ${duration(deadline)}`;
 }
 
 /** @param {number} count */

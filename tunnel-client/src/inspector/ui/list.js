@@ -213,7 +213,7 @@ function showRow(row, exchange, index, { day, endpoints }) {
   setText(row.status, format.outcome(exchange));
   setText(row.duration, format.duration(exchange.duration_ms));
   setText(row.day, format.otherDay(exchange.received_at));
-  setText(row.event, [endpoints && exchange.endpoint, exchange.event ?? exchange.provider ?? format.contentType(exchange)].filter(Boolean).join(' · '));
+  setText(row.event, [endpoints && exchange.endpoint, exchange.event_type ?? exchange.provider ?? format.contentType(exchange)].filter(Boolean).join(' · '));
   row.badges.replaceChildren(...badges(exchange));
 }
 
@@ -223,13 +223,17 @@ function badges(exchange) {
   const all = [];
   const add = (/** @type {string} */ text, tone = '') => all.push(h('span', { class: `badge ${tone}` }, text));
   if (exchange.pinned) add('pinned', 'accent');
-  if (exchange.signature === 'ok') add('sig ok', 'good');
-  else if (exchange.signature === 'bad') add('sig bad', 'bad');
+  if (exchange.signature === 'ok') add('✓sig', 'good');
+  else if (exchange.signature === 'bad') add('✕sig', 'bad');
+  const late = format.overDeadline(exchange);
+  if (late) add(late, 'bad');
   if (exchange.replay_of) add('replay');
   if (exchange.edited) add('edited');
   if (exchange.attempts > 1) add(`${exchange.attempts} attempts`, 'warn');
   if (exchange.queued_ms) add(`queued ${format.duration(exchange.queued_ms)}`, 'warn');
   if (exchange.duplicate_of) add('duplicate', 'warn');
+  if (exchange.resigned) add('re-signed');
+  if (exchange.acked_ms !== null) add('early 202', 'warn');
   return all;
 }
 

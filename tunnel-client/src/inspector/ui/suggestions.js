@@ -8,7 +8,8 @@ import { byId, h } from './dom.js';
 /** @type {[string, string][]} */
 export const KEYS = [
   ['method:', 'method:POST'], ['path:', 'path:/stripe*, without * the path begins so'], ['status:', 'status:200, 5xx or err'],
-  ['is:', 'is:failed, replay, pinned…'], ['latency:', 'latency:>200ms or <1s'], ['since:', 'since:15m or since:2026-11-21T10:00'],
+  ['is:', 'is:failed, replay, duplicate, pinned…'], ['sig:', 'sig:ok, bad or none'], ['provider:', 'provider:stripe'],
+  ['event:', 'event:charge or event:*.failed, without * it begins so'], ['latency:', 'latency:>200ms or <1s'], ['since:', 'since:15m or since:2026-11-21T10:00'],
   ['until:', 'until:2026-11-21T11:00'], ['body:', 'body:"evt_1", text in a body'], ['header.', 'header.x-github-event:push'],
   ['endpoint:', 'endpoint:billing'], ['id:', 'id:req_…'],
 ];
@@ -16,7 +17,8 @@ export const KEYS = [
 /** @type {Record<string, string[]>} */
 const VALUES = {
   'status:': ['2xx', '3xx', '4xx', '5xx', 'err'],
-  'is:': ['failed', 'replay', 'edited', 'pinned', 'pending'],
+  'is:': ['failed', 'replay', 'edited', 'pinned', 'pending', 'duplicate', 'resigned'],
+  'sig:': ['ok', 'bad', 'none'],
   'latency:': ['>200ms', '>1s', '>5s', '<50ms'],
   'since:': ['5m', '15m', '1h', '24h', '7d'],
 };
@@ -26,6 +28,8 @@ const SEEN = {
   'method:': (exchange) => exchange.method,
   'path:': (exchange) => exchange.path.split('?')[0],
   'endpoint:': (exchange) => exchange.endpoint,
+  'provider:': (exchange) => exchange.provider,
+  'event:': (exchange) => exchange.event_type,
 };
 
 /** @typedef {{ text: string, note: string }} Suggestion */
@@ -89,13 +93,14 @@ export class Suggestions {
     this.#show(this.#values(key).filter((value) => value.toLowerCase().startsWith(typed.toLowerCase()) && value !== typed).slice(0, 12).map((value) => ({ text: key + quoted(value), note: '' })));
   }
 
-  /** @param {string} key */
+  /** @param {string} key @returns {string[]} */
   #values(key) {
     if (VALUES[key]) return VALUES[key];
     const seen = SEEN[key];
     if (!seen) return [];
-    const values = new Set(this.exchanges.rows.slice(0, 2000).map(seen));
-    return [...values].filter((value) => value !== null);
+    const values = new Set(this.exchanges.rows.slice(0, 2000).map((exchange) => seen(exchange) ?? ''));
+    // What would have to be escaped, or can't be seen, is left out.
+    return [...values].filter((value) => value && !/["\\\p{C}]/u.test(value));
   }
 
   /** @param {Suggestion[]} suggestions */
@@ -133,4 +138,4 @@ export class Suggestions {
 }
 
 /** @param {string} value */
-const quoted = (value) => (/[\s"]/.test(value) ? `"${value.replaceAll('"', '')}"` : value);
+const quoted = (value) => (/\s/.test(value) ? `"${value}"` : value);
