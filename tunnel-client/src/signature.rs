@@ -181,8 +181,8 @@ impl Tolerance {
         Self { exact: true, ..self }
     }
 
-    /// How many milliseconds a signature made at `signed_ms` is too old (more than zero) or too new (less) at `at`.
-    pub(crate) fn excess(self, signed_ms: i64, at: Timestamp) -> i64 {
+    /// The age in milliseconds of a signature made at `signed_ms` if it is too old at `at`, or, less than zero, too new; else 0.
+    pub(crate) fn age_outside(self, signed_ms: i64, at: Timestamp) -> i64 {
         let at = at.as_millisecond();
         let now = if self.exact { at } else { at.div_euclid(1000) * 1000 };
         let age = now.saturating_sub(signed_ms);

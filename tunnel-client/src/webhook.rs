@@ -162,7 +162,9 @@ impl Webhooks {
         let counts = judged.as_ref().is_some_and(|judged| judged.is_believable());
         let (repeat, seen) = if counts { self.duplicates.arrived(&webhook, head) } else { (None, None) };
         webhook.duplicate_of = repeat.as_ref().map(|repeat| repeat.of);
-        let wants_answer = head.method.is_safe() || provider.wants_answer(received);
+        // Only where the client may answer by itself: it takes another look at the body.
+        let may_answer = self.policy.breakpoint || self.policy.dedupe;
+        let wants_answer = may_answer && (head.method.is_safe() || provider.wants_answer(received));
         let ack_after = if wants_answer { None } else { self.patience(webhook.deadline) };
         Case { webhook, judged, repeat, seen, wants_answer, ack_after }
     }

@@ -2,30 +2,25 @@
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::{digest, hmac as mac};
-use hookway_protocol::WHOLE_BODY;
 use jiff::Timestamp;
 
+use super::Tolerance;
 use super::claim::{Claim, Encoding, Message, Scheme};
 use super::key::Key;
-use super::{Facts, Tolerance};
 
-/// As much of a body that comes piece by piece is kept for a signature that needs all of it.
-const STREAMED: usize = 256 << 10;
-/// What stands before the body is shorter.
-const KEY_AND_TIME: usize = 4096;
+/// As much of a body that comes piece by piece is kept, beside what is passed on, for a signature that needs all of it.
+pub(super) const STREAMED: usize = 256 << 10;
 
 /// A check that goes on: the body is still coming.
 pub(crate) struct Check {
     claim: Claim,
     runs: Vec<Run>,
     body: Option<digest::Context>,
-    tolerance: Option<Tolerance>,
-    at: Timestamp,
 }
 
 impl std::fmt::Debug for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Check").field("at", &self.at).finish_non_exhaustive()
+        f.debug_struct("Check").field("runs", &self.runs.len()).finish_non_exhaustive()
     }
 }
 
@@ -40,9 +35,24 @@ struct Run {
 enum State {
     Mac(Scheme, Box<mac::Context>, bool),
     P256(Key, digest::Context, bool),
-    /// Ed25519 reads what it signs twice: it is kept. `None`: too long for that.
-    Ed25519(Key, Encoding, Option<Vec<u8>>, bool),
+    /// Ed25519 reads what it signs twice: it is kept.
+    Ed25519(Key, Encoding, Kept, bool),
     Secret(Vec<u8>),
+}
+
+/// What is signed, as far as it has come; nothing once it is too long.
+struct Kept {
+    bytes: Option<Vec<u8>>,
+    most: usize,
+}
+
+impl Kept {
+    fn add(&mut self, data: &[u8]) {
+        self.bytes = self.bytes.take().filter(|bytes| bytes.len() + data.len() <= self.most);
+        if let Some(bytes) = &mut self.bytes {
+            bytes.extend_from_slice(data);
+        }
+    }
 }
 
 /// What a check found.
@@ -51,9 +61,9 @@ pub(crate) enum Found {
     /// A signature is good.
     Good { key: usize },
     /// A signature would be good, but is so many milliseconds old; less than zero: made in time to come.
-    Stale { key: usize, age_ms: i64 },
+    Stale { age_ms: i64 },
     /// A signature is good for the URL, but the body is not the one whose hash stands there.
-    OtherBody { key: usize },
+    OtherBody,
     /// None is.
     Bad,
     /// The body is too long for this kind of signature.
@@ -61,8 +71,8 @@ pub(crate) enum Found {
 }
 
 impl Check {
-    /// Begins to check a claim with these keys, against the moment when the relay received it.
-    pub(super) fn new(claim: Claim, keys: &[&Key], facts: &Facts, at: Timestamp) -> Self {
+    /// Begins to check a claim with these keys, of a body of which so much may be kept.
+    pub(super) fn new(claim: Claim, keys: &[&Key], most: usize) -> Self {
         let mut schemes: Vec<Scheme> = Vec::new();
         for signature in &claim.signatures {
             if !schemes.contains(&signature.scheme) {
@@ -72,12 +82,12 @@ impl Check {
         let mut runs = Vec::new();
         for (index, key) in keys.iter().enumerate() {
             for scheme in &schemes {
-                let messages = claim.messages.iter().filter_map(|message| Run::new(index, key, *scheme, message));
+                let messages = claim.messages.iter().filter_map(|message| Run::new(index, key, *scheme, message, most));
                 runs.extend(messages);
             }
         }
         let body = claim.body_sha256.is_some().then(|| digest::Context::new(&digest::SHA256));
-        Self { claim, runs, body, tolerance: facts.tolerance, at }
+        Self { claim, runs, body }
     }
 
     /// More of the body.
@@ -90,9 +100,9 @@ impl Check {
         }
     }
 
-    /// The body has ended.
-    pub(super) fn finish(self) -> Found {
-        let Self { claim, runs, body, tolerance, at } = self;
+    /// The body has ended. `at`: when the relay received it, for a signature that is good for so long.
+    pub(super) fn finish(self, tolerance: Option<Tolerance>, at: Timestamp) -> Found {
+        let Self { claim, runs, body } = self;
         let mut too_long = false;
         for run in runs {
             let (key, scheme) = (run.key, run.state.scheme());
@@ -109,14 +119,14 @@ impl Check {
             if let (Some(expected), Some(body)) = (&claim.body_sha256, body) {
                 let body = Encoding::Hex.encode(body.finish().as_ref());
                 if verify_slices_are_equal(body.as_bytes(), expected.as_bytes()).is_err() {
-                    return Found::OtherBody { key };
+                    return Found::OtherBody;
                 }
             }
             // A secret that is sent as it is covers no time.
             let signed_ms = claim.signed_ms.filter(|_| scheme != Scheme::Secret);
-            return match tolerance.zip(signed_ms).map_or(0, |(tolerance, signed)| tolerance.excess(signed, at)) {
+            return match tolerance.zip(signed_ms).map_or(0, |(tolerance, signed)| tolerance.age_outside(signed, at)) {
                 0 => Found::Good { key },
-                age_ms => Found::Stale { key, age_ms },
+                age_ms => Found::Stale { age_ms },
             };
         }
         if too_long { Found::TooLong } else { Found::Bad }
@@ -124,7 +134,7 @@ impl Check {
 }
 
 impl Run {
-    fn new(index: usize, key: &Key, scheme: Scheme, message: &Message) -> Option<Self> {
+    fn new(index: usize, key: &Key, scheme: Scheme, message: &Message, most: usize) -> Option<Self> {
         let Message { before, has_body, after } = message;
         let state = match (scheme, key) {
             (Scheme::Hmac(algorithm, _), Key::Mac(secret)) => {
@@ -138,7 +148,8 @@ impl Run {
                 State::P256(key.clone(), context, *has_body)
             }
             (Scheme::Ed25519(encoding), Key::Ed25519(_)) => {
-                State::Ed25519(key.clone(), encoding, Some(before.clone()), *has_body)
+                let kept = Kept { bytes: Some(before.clone()), most: most.saturating_add(before.len()) };
+                State::Ed25519(key.clone(), encoding, kept, *has_body)
             }
             (Scheme::Secret, Key::Secret(secret)) => State::Secret(secret.clone()),
             _ => return None,
@@ -161,16 +172,7 @@ impl State {
         match self {
             Self::Mac(_, context, true) => context.update(data),
             Self::P256(_, context, true) => context.update(data),
-            Self::Ed25519(_, _, kept @ Some(_), true) => {
-                // All at once, or little by little: what streams is kept beside what is passed on.
-                let most =
-                    if kept.as_ref().is_some_and(|kept| kept.len() < KEY_AND_TIME) { WHOLE_BODY } else { STREAMED };
-                if kept.as_ref().is_some_and(|kept| kept.len() + data.len() > most + KEY_AND_TIME) {
-                    *kept = None;
-                } else if let Some(kept) = kept {
-                    kept.extend_from_slice(data);
-                }
-            }
+            Self::Ed25519(_, _, kept, true) => kept.add(data),
             _ => {}
         }
     }
@@ -193,8 +195,8 @@ impl State {
                 let mut signatures = texts.iter().filter_map(|text| Encoding::Base64.decode(text));
                 signatures.any(|signature| key.is_p256(&digest, &signature))
             }
-            Self::Ed25519(key, encoding, message, _) => {
-                let message = [&message?, after].concat();
+            Self::Ed25519(key, encoding, kept, _) => {
+                let message = [&kept.bytes?, after].concat();
                 let mut signatures = texts.iter().filter_map(|text| encoding.decode(text));
                 signatures.any(|signature| key.is_ed25519(&message, &signature))
             }

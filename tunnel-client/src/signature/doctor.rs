@@ -49,7 +49,7 @@ pub(super) fn explain(
             )
         }
         Cause::Unsigned(Unsigned::TooLong) => {
-            format!("not checked: a body over 1 MiB passes by, and the signature of {who} needs all of it at once")
+            format!("not checked: its body passed by in pieces, and the signature of {who} needs all of it at once")
         }
         Cause::Unsigned(Unsigned::Malformed(why)) => {
             format!("{why}: it was sent by somebody else, or changed on its way; {who} sends it as {page} says")
@@ -112,11 +112,11 @@ impl Case<'_> {
             return None;
         }
         let claim = self.provider.claim(received).ok()?;
-        let facts = Facts { tolerance: None, ..self.provider.facts().clone() };
-        let mut check = Check::new(claim, keys, &facts, received.at);
-        check.update(received.body?);
-        match check.finish() {
-            Found::Good { key } | Found::Stale { key, .. } => Some(key),
+        let body = received.body?;
+        let mut check = Check::new(claim, keys, body.len());
+        check.update(body);
+        match check.finish(None, received.at) {
+            Found::Good { key } => Some(key),
             _ => None,
         }
     }
@@ -278,6 +278,12 @@ impl Case<'_> {
 
     /// It was signed for another URL.
     fn url(&self, _: &Verifier) -> Option<String> {
+        let elsewhere = self.seen_as("http", "elsewhere.invalid");
+        let elsewhere = Received { headers: &elsewhere, ..self.received };
+        if self.provider.claim(&elsewhere) == self.provider.claim(&self.received) {
+            // The URL is not signed.
+            return None;
+        }
         let target = self.received.target;
         let host = self.received.text("host").unwrap_or_default();
         let bare = host.rsplit_once(':').map_or(host, |(bare, _)| bare);

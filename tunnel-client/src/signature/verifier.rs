@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::check::{Check, Found};
+use jiff::Timestamp;
+
+use super::check::{Check, Found, STREAMED};
 use super::claim::Unsigned;
 use super::doctor;
 use super::key::{InvalidSecret, Key};
@@ -99,6 +101,8 @@ pub(crate) struct Look {
     only_own: bool,
     /// Which rules hold, in the order of the check's keys.
     applied: Vec<usize>,
+    /// When the relay received it.
+    at: Timestamp,
     state: State,
 }
 
@@ -144,7 +148,13 @@ impl Verifier {
     pub(crate) fn look(&self, endpoint: &str, received: &Received<'_>) -> Look {
         let path = received.target.split('?').next().unwrap_or_default();
         let Some(provider) = self.whose(endpoint, path, received) else {
-            return Look { provider: None, only_own: false, applied: vec![], state: State::Done(Cause::Unknown) };
+            return Look {
+                provider: None,
+                only_own: false,
+                applied: vec![],
+                at: received.at,
+                state: State::Done(Cause::Unknown),
+            };
         };
         let rules = self.rules.iter().enumerate();
         let applied = rules.filter(|(_, rule)| rule.provider.is(&provider) && rule.takes(endpoint, path));
@@ -179,7 +189,13 @@ impl Verifier {
     }
 
     fn check(&self, provider: Known, applied: Vec<usize>, received: &Received<'_>) -> Look {
-        let done = |provider, cause| Look { provider, only_own: false, applied: vec![], state: State::Done(cause) };
+        let done = |provider, cause| Look {
+            provider,
+            only_own: false,
+            applied: vec![],
+            at: received.at,
+            state: State::Done(cause),
+        };
         if applied.is_empty() {
             return done(Some(provider), Cause::NoSecret);
         }
@@ -187,9 +203,15 @@ impl Verifier {
             Err(unsigned) => done(Some(provider), Cause::Unsigned(unsigned)),
             Ok(claim) => {
                 let keys: Vec<&Key> = applied.iter().map(|index| &self.rules[*index].key).collect();
-                let check = Check::new(claim, &keys, provider.facts(), received.at);
+                let check = Check::new(claim, &keys, received.body.map_or(STREAMED, <[u8]>::len));
                 let only_own = applied.iter().all(|index| self.rules[*index].is_own);
-                Look { provider: Some(provider), only_own, applied, state: State::Checking(check.into()) }
+                Look {
+                    provider: Some(provider),
+                    only_own,
+                    applied,
+                    at: received.at,
+                    state: State::Checking(check.into()),
+                }
             }
         }
     }
@@ -236,13 +258,14 @@ impl Look {
 
     /// The body has ended.
     pub(crate) fn finish(self) -> Judged {
-        let Self { provider, only_own, applied, state } = self;
+        let Self { provider, only_own, applied, at, state } = self;
+        let tolerance = provider.as_ref().and_then(|provider| provider.facts().tolerance);
         let cause = match state {
             State::Done(cause) => cause,
-            State::Checking(check) => match check.finish() {
+            State::Checking(check) => match check.finish(tolerance, at) {
                 Found::Good { key } => Cause::Good(applied[key]),
-                Found::Stale { age_ms, .. } => Cause::Stale(age_ms),
-                Found::OtherBody { .. } => Cause::OtherBody,
+                Found::Stale { age_ms } => Cause::Stale(age_ms),
+                Found::OtherBody => Cause::OtherBody,
                 Found::Bad if only_own => Cause::NoSecret,
                 Found::Bad => Cause::NoMatch,
                 Found::TooLong => Cause::Unsigned(Unsigned::TooLong),

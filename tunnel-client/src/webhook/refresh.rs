@@ -99,5 +99,5 @@ fn is_fresh(provider: &Known, head: &RequestHead, body: &Bytes) -> bool {
     let now = Timestamp::now();
     let received = Received { headers: &head.headers, target: head.target.as_str(), body: Some(body), at: now };
     let signed = provider.claim(&received).ok().and_then(|claim| claim.signed_ms);
-    provider.facts().tolerance.zip(signed).is_none_or(|(tolerance, signed)| tolerance.excess(signed, now) == 0)
+    provider.facts().tolerance.zip(signed).is_none_or(|(tolerance, signed)| tolerance.age_outside(signed, now) == 0)
 }
