@@ -701,6 +701,9 @@ def test_at_a_breakpoint_the_sender_is_answered_in_time(slow):
     assert "202 sent before 3 s" in good(desk.run("requests", "list", "--filter", "path:/late")).text
 
 
+FREE_PORTS = ("--http", "127.0.0.1:0", "--https", "127.0.0.1:0")
+
+
 @pytest.mark.parametrize("name", ["challenge", "command", "discord", "page"])
 def test_breakpoints_leave_alone_what_wants_the_app_s_answer(slow, name):
     """Early answers are never blind: a page, and replies whose body matters."""
@@ -725,6 +728,12 @@ def test_after_an_early_answer_the_next_are_put_to_the_app_at_once(station):
     for number in range(3):
         reply, _ = Slow._timed(desk, slack(f"EvB{number}", path="/soon"), 0)
         assert reply.status == 200
+
+
+def test_the_demo_s_sample_is_signed_well_enough_for_itself(hookway):
+    done = good(hookway("dev", "--demo", "--once", "--require-signature", "--no-inspect", "--json", *FREE_PORTS))
+    (line,) = [line for line in done.json if line["event"] == "delivery"]
+    assert (line["signature"], line["status"]) == ("ok", OK)
 
 
 def test_breakpoints_want_a_history(hookway):

@@ -102,12 +102,7 @@ pub(crate) fn write(exchange: &Exchange, out: &mut dyn Write) -> io::Result<Resu
     {
         return Ok(Err(Unrecordable::Opaque));
     }
-    let received = Received {
-        headers: &request.headers,
-        target: request.target.as_str(),
-        body: Some(&request.body.bytes),
-        at: exchange.received_at,
-    };
+    let received = Received::from(exchange);
     let known = exchange.webhook.provider.as_deref().and_then(Known::named).or_else(|| Known::of(&received));
     // One that was bad is never made good.
     let signed = match exchange.webhook.signature {

@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use crate::events::{Event, Events, Listener};
 use crate::exchange::{Attempt, Delivered, Outcome, Verdict};
 use crate::filter::Filter;
-use crate::forwarder::{Forwarder, HostHeader, Route, Settings as ForwardSettings};
+use crate::forwarder::{Forwarder, Route, Settings as ForwardSettings};
 use crate::history::{History, Listed, Recorder};
 use crate::replay::Replayer;
 use crate::target::{InvalidTarget, Target};
 use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
-use crate::webhook::{Kept, Policy, Webhooks};
+use crate::webhook::{Kept, Webhooks};
 
 /// So many events of earlier runs are known.
 const REMEMBERED: usize = 10_000;
@@ -50,23 +50,13 @@ impl Options {
     /// The relay or the target cannot be read.
     pub fn new(relay: &str, token: impl Into<String>, target: &str) -> Result<Self, InvalidOptions> {
         let relay = relay.parse().map_err(InvalidOptions::Relay)?;
-        let route = Route { endpoint: None, prefix: String::new(), target: target.parse::<Target>()?, strip: false };
-        Ok(Self::from_parts(relay, token.into(), vec![route]))
+        Ok(Self::from_parts(relay, token.into(), vec![Route::to(target.parse::<Target>()?)]))
     }
 
     pub(crate) fn from_parts(relay: RelayAddress, token: String, routes: Vec<Route>) -> Self {
         Self {
             tunnel: tunnel::Settings { relay, ca: None, token, endpoints: vec![] },
-            forward: ForwardSettings {
-                routes,
-                headers: vec![],
-                host: HostHeader::Keep,
-                timeout: Duration::from_secs(30),
-                wait_app: Duration::from_secs(3),
-                max_body: 1 << 30,
-                max_connections: 1024,
-                webhooks: Policy::default(),
-            },
+            forward: ForwardSettings::new(routes),
             history: None,
             filter: Filter::default(),
         }

@@ -46,7 +46,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         None => forward::run(cli.forward, &files, output),
         #[cfg(feature = "dev")]
         Some(Command::Dev { target, demo, name, host_header, http, https, verify, policy, history, inspect, once }) => {
-            let policy = webhooks::policy(&verify, policy, &files);
+            // The demo has a secret of its own.
+            let require_signature = policy.require_signature;
+            let args = PolicyArgs { require_signature: require_signature && !demo, ..policy };
+            let policy = webhooks::policy(&verify, args, &files)
+                .map(|policy| crate::webhook::Policy { require_signature, ..policy });
             let dev =
                 |policy| dev::Dev { target, demo, name, host_header, http, https, policy, history, inspect, once };
             policy.and_then(|policy| dev::run(dev(policy), output))

@@ -57,6 +57,28 @@ pub struct Route {
     pub strip: bool,
 }
 
+impl Settings {
+    /// As it is unless somebody says otherwise.
+    pub(crate) fn new(routes: Vec<Route>) -> Self {
+        Self {
+            routes,
+            headers: vec![],
+            host: HostHeader::Keep,
+            timeout: Duration::from_secs(30),
+            wait_app: Duration::from_secs(3),
+            max_body: 1 << 30,
+            max_connections: 1024,
+            webhooks: Policy::default(),
+        }
+    }
+
+    /// For the person's own requests: all go there, whatever their size, and a missing app is not waited for.
+    pub(crate) fn own(target: Target, timeout: Duration) -> Self {
+        let (wait_app, max_body, max_connections) = (Duration::ZERO, u64::MAX, usize::MAX);
+        Self { timeout, wait_app, max_body, max_connections, ..Self::new(vec![Route::to(target)]) }
+    }
+}
+
 /// What the app is told as `Host`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostHeader {
@@ -194,6 +216,11 @@ impl Forwarder {
 }
 
 impl Route {
+    /// All to that app.
+    pub(crate) const fn to(target: Target) -> Self {
+        Self { endpoint: None, prefix: String::new(), target, strip: false }
+    }
+
     fn takes(&self, endpoint: &str, path: &str) -> bool {
         self.endpoint.as_deref().is_none_or(|own| own == endpoint)
             && path.strip_prefix(self.prefix.as_str()).is_some_and(|rest| {

@@ -156,8 +156,7 @@ impl Replayer {
     fn place(&self, original: &Exchange, edits: &Edits) -> Result<(Arc<Forwarder>, PathAndQuery), ReplayError> {
         let path = edits.target.clone().unwrap_or_else(|| original.request.target.clone());
         let to = |target: Target| {
-            let route = Route { endpoint: None, prefix: String::new(), target, strip: false };
-            let settings = Settings { routes: vec![route], ..self.settings.clone() };
+            let settings = Settings { routes: vec![Route::to(target)], ..self.settings.clone() };
             Forwarder::new(settings, self.recorder.events())
         };
         if let Some(target) = &edits.to {
@@ -209,6 +208,24 @@ fn headers(
     all.push(REPLAY_OF, text(original.id.to_string()));
     // Of one connection only, should somebody have typed such a field.
     all.into_end_to_end_list()
+}
+
+/// The head of a request that no relay took.
+pub(crate) fn own_head(method: Method, target: PathAndQuery, headers: Headers) -> RequestHead {
+    RequestHead {
+        id: DeliveryId::now(),
+        received_at_us: 0,
+        endpoint: "own".parse().expect("a name"),
+        method,
+        target,
+        headers,
+        remote: String::new(),
+        attempt: 1,
+        possible_duplicate: false,
+        whole: true,
+        upgrade: None,
+        http2: false,
+    }
 }
 
 /// Puts a request to its app and reads the answer.

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hookway_protocol::head::RequestHead;
-use hookway_protocol::id::DeliveryId;
 use http::header::HOST;
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
@@ -23,15 +21,15 @@ use crate::config::{ConfigError, Files, Verify};
 use crate::events::Events;
 use crate::exchange::{Exchange, Outcome, RawAttempt};
 use crate::filter::Filter;
-use crate::forwarder::{Forwarder, HostHeader, OutBody, Route, Settings};
+use crate::forwarder::{Forwarder, OutBody, Settings};
 use crate::harmless;
 use crate::history::{History, Limits, Query, Which};
 use crate::mask::Secrets;
 use crate::output::{Failure, Output};
-use crate::replay::put;
+use crate::replay::{own_head, put};
 use crate::signature::{Known, Signer};
 use crate::target::Target;
-use crate::webhook::{Policy, sign};
+use crate::webhook::sign;
 
 /// An app that a test has just started is waited for so long.
 const WAIT_APP: Duration = Duration::from_secs(15);
@@ -192,7 +190,8 @@ pub(super) fn replay(asked: &Asked, verify: &VerifyArgs, files: &Files, output: 
     }
     let played = block_on(async {
         wait_for(&asked.to).await;
-        let forwarder = forwarder(asked);
+        let settings = Settings { headers: asked.header.clone(), ..Settings::own(asked.to.clone(), asked.timeout) };
+        let forwarder = Forwarder::new(settings, &Events::channel().0);
         let mut played = Vec::new();
         for (recorded, signer) in requests {
             let one = play(&forwarder, recorded, signer, asked).await;
@@ -287,37 +286,10 @@ async fn wait_for(target: &Target) {
     let _ = tokio::time::timeout(WAIT_APP, tried).await;
 }
 
-fn forwarder(asked: &Asked) -> std::sync::Arc<Forwarder> {
-    let settings = Settings {
-        routes: vec![Route { endpoint: None, prefix: String::new(), target: asked.to.clone(), strip: false }],
-        headers: asked.header.clone(),
-        host: HostHeader::Keep,
-        timeout: asked.timeout,
-        wait_app: Duration::ZERO,
-        max_body: u64::MAX,
-        max_connections: usize::MAX,
-        webhooks: Policy::default(),
-    };
-    Forwarder::new(settings, &Events::channel().0)
-}
-
 async fn play(forwarder: &Forwarder, recorded: Recorded, signer: Option<(Known, Signer)>, asked: &Asked) -> Played {
     let name = [recorded.provider.as_deref(), recorded.event.as_deref()].into_iter().flatten().collect::<Vec<_>>();
     let name = format!("{} {} {}", recorded.method, recorded.target.path(), name.join(" ")).trim_end().to_owned();
-    let mut head = RequestHead {
-        id: DeliveryId::now(),
-        received_at_us: 0,
-        endpoint: "cassette".parse().expect("a name"),
-        method: recorded.method,
-        target: recorded.target,
-        headers: recorded.headers,
-        remote: String::new(),
-        attempt: 1,
-        possible_duplicate: false,
-        whole: true,
-        upgrade: None,
-        http2: false,
-    };
+    let mut head = own_head(recorded.method, recorded.target, recorded.headers);
     if head.headers.get(&HOST).is_none()
         && let Ok(host) = HeaderValue::try_from(asked.to.authority())
     {

@@ -129,17 +129,17 @@ fn with_usual_secret(mut policy: Policy, original: &Exchange) -> Policy {
 
 /// A challenge has no effect that could come twice.
 fn refuse_challenge(original: &Exchange) -> Result<(), Failure> {
-    let request = &original.request;
-    let (headers, target, at) = (&request.headers, request.target.as_str(), original.received_at);
-    let received = Received { headers, target, body: Some(&request.body.bytes), at };
-    match Known::of(&received) {
-        Some(provider) if provider.is_challenge(&received) => {
-            Err(Failure::new(2, format!("{} is a challenge, not an event", original.id))
-                .cause("it asks whether the endpoint is there; nothing happens by it that could happen twice")
-                .next("drill an event:  hookway requests list"))
-        }
-        _ => Ok(()),
+    if !is_challenge(original) {
+        return Ok(());
     }
+    Err(Failure::new(2, format!("{} is a challenge, not an event", original.id))
+        .cause("it asks whether the endpoint is there; nothing happens by it that could happen twice")
+        .next("drill an event:  hookway requests list"))
+}
+
+fn is_challenge(exchange: &Exchange) -> bool {
+    let received = Received::from(exchange);
+    Known::of(&received).is_some_and(|provider| provider.is_challenge(&received))
 }
 
 impl Drill<'_> {
@@ -249,11 +249,7 @@ impl Drill<'_> {
                     && exchange.request.target.path() == original.request.target.path();
                 let other = exchange.replay_of.is_none()
                     && (exchange.webhook.dedup_id.is_none() || exchange.webhook.dedup_id != original.webhook.dedup_id);
-                let request = &exchange.request;
-                let (headers, target) = (&request.headers, request.target.as_str());
-                let received = Received { headers, target, body: Some(&request.body.bytes), at: exchange.received_at };
-                let is_event = Known::of(&received).is_none_or(|provider| !provider.is_challenge(&received));
-                if same && other && is_event {
+                if same && other && !is_challenge(&exchange) {
                     next = Some(exchange.seq);
                 }
                 Listed::More

@@ -16,7 +16,7 @@ use super::history::open;
 use crate::events::Events;
 use crate::exchange::Exchange;
 use crate::filter::Filter;
-use crate::forwarder::{HostHeader, Settings};
+use crate::forwarder::Settings;
 use crate::history::{History, Limits, Listed, Recorder, Which};
 use crate::mask::Secrets;
 use crate::output::{Failure, Output};
@@ -49,16 +49,8 @@ pub(super) enum Chosen {
 
 /// What puts requests where they went before.
 pub(super) fn replayer(history: Option<History>, policy: Policy, timeout: Duration) -> Replayer {
-    let settings = Settings {
-        routes: vec![],
-        headers: vec![],
-        host: HostHeader::Keep,
-        timeout,
-        wait_app: Duration::from_secs(3),
-        max_body: u64::MAX,
-        max_connections: usize::MAX,
-        webhooks: policy,
-    };
+    let (max_body, max_connections) = (u64::MAX, usize::MAX);
+    let settings = Settings { timeout, max_body, max_connections, webhooks: policy, ..Settings::new(vec![]) };
     let recorder = Recorder::new(Events::channel().0, history, Filter::default());
     Replayer { settings, forwarder: None, recorder }
 }

@@ -5,9 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hookway_protocol::head::{Failure as Reason, RequestHead};
+use hookway_protocol::head::Failure as Reason;
 use hookway_protocol::headers::Headers;
-use hookway_protocol::id::DeliveryId;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Method, Uri};
 use jiff::Timestamp;
@@ -18,15 +17,14 @@ use super::webhooks::{keys_folder, named, read};
 use crate::config::{Files, Verify};
 use crate::events::Events;
 use crate::exchange::{Outcome, RawAttempt};
-use crate::forwarder::{Forwarder, HostHeader, OutBody, Route, Settings};
+use crate::forwarder::{Forwarder, OutBody, Settings};
 use crate::harmless;
 use crate::mask::MASK;
 use crate::output::{Failure, Output};
-use crate::replay::put;
+use crate::replay::{own_head, put};
 use crate::samples::{self, Sample, SampleError};
 use crate::signature::{CannotSign, Known, Outgoing, Signer};
 use crate::target::Target;
-use crate::webhook::Policy;
 
 /// As much of an answer that is no success is shown.
 const SHOWN: usize = 2000;
@@ -285,31 +283,8 @@ fn show(request: &Outgoing, output: Output) -> Result<ExitCode, Failure> {
 }
 
 async fn send(request: Outgoing, target: Target, timeout: Duration) -> RawAttempt {
-    let settings = Settings {
-        routes: vec![Route { endpoint: None, prefix: String::new(), target, strip: false }],
-        headers: vec![],
-        host: HostHeader::Keep,
-        timeout,
-        wait_app: Duration::ZERO,
-        max_body: u64::MAX,
-        max_connections: usize::MAX,
-        webhooks: Policy::default(),
-    };
-    let head = RequestHead {
-        id: DeliveryId::now(),
-        received_at_us: 0,
-        endpoint: "sample".parse().expect("a name"),
-        method: Method::POST,
-        target: request.target,
-        headers: request.headers,
-        remote: String::new(),
-        attempt: 1,
-        possible_duplicate: false,
-        whole: true,
-        upgrade: None,
-        http2: false,
-    };
+    let head = own_head(Method::POST, request.target, request.headers);
     let room = std::sync::Arc::new(crate::exchange::Room::new(SHOWN * 4));
-    let forwarder = Forwarder::new(settings, &Events::channel().0);
+    let forwarder = Forwarder::new(Settings::own(target, timeout), &Events::channel().0);
     put(&forwarder, head, OutBody::Whole(Some(request.body), None), Some(&room)).await
 }

@@ -5,6 +5,8 @@ use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use crate::exchange::Exchange;
+
 /// A delivery as the relay received it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received<'a> {
@@ -15,6 +17,14 @@ pub(crate) struct Received<'a> {
     pub(crate) body: Option<&'a [u8]>,
     /// When the relay had its head.
     pub(crate) at: Timestamp,
+}
+
+impl<'a> From<&'a Exchange> for Received<'a> {
+    fn from(exchange: &'a Exchange) -> Self {
+        let Exchange { request, received_at, .. } = exchange;
+        let body = Some(&request.body.bytes[..]);
+        Self { headers: &request.headers, target: request.target.as_str(), body, at: *received_at }
+    }
 }
 
 /// What a delivery is about.

@@ -52,11 +52,8 @@ impl Webhooks {
         if original.request.body.is_cut() {
             return false;
         }
-        let request = &original.request;
-        let (headers, target, at) = (&request.headers, request.target.as_str(), original.received_at);
-        let before = Received { headers, target, body: Some(&request.body.bytes), at };
         // By the secrets that are known now: there may have been none then.
-        let judged = self.policy.verifier.judge(original.endpoint.as_str(), &before);
+        let judged = self.policy.verifier.judge(original.endpoint.as_str(), &Received::from(original));
         if judged.verdict() != Verdict::Ok {
             return false;
         }
@@ -68,7 +65,9 @@ impl Webhooks {
         let value = |headers: &Headers, name: &HeaderName| headers.get(name).cloned();
         let is_typed = head.headers.iter().any(|(name, signed)| {
             let before = value(&unsigned.headers, name);
-            before.as_ref() != Some(signed) && *name != CONTENT_LENGTH && before != value(headers, name)
+            before.as_ref() != Some(signed)
+                && *name != CONTENT_LENGTH
+                && before != value(&original.request.headers, name)
         });
         if is_typed {
             (*head, *body) = (unsigned, own_body);
