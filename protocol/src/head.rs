@@ -43,6 +43,10 @@ pub struct RequestHead {
     pub upgrade: Option<String>,
     /// Whether the sender spoke HTTP/2.
     pub http2: bool,
+    /// Whether the sender was answered 202 already: it comes from the relay's queue.
+    pub queued: bool,
+    /// Whether the body is a sealed delivery; see [`crate::seal`].
+    pub sealed: bool,
 }
 
 /// What the client answers before the body.
@@ -115,6 +119,8 @@ impl RequestHead {
             put_bytes(out, 11, upgrade.as_bytes());
         }
         put_number(out, 12, self.http2.into());
+        put_number(out, 13, self.queued.into());
+        put_number(out, 14, self.sealed.into());
     }
 
     /// Whether the other side takes a head of this size.
@@ -132,6 +138,7 @@ impl RequestHead {
         let (mut id, mut endpoint, mut target, mut method) = (None, None, None, None);
         let (mut received_at_us, mut attempt) = (0, 0);
         let (mut possible_duplicate, mut whole, mut http2) = (false, false, false);
+        let (mut queued, mut sealed) = (false, false);
         let (mut remote, mut upgrade) = (String::new(), None);
         let mut fields = Fields::default();
         while let Some((tag, value)) = next_field(&mut rest)? {
@@ -152,6 +159,8 @@ impl RequestHead {
                 (10, Value::Number(number)) => whole = number != 0,
                 (11, Value::Bytes(bytes)) => upgrade = Some(text(bytes)?.to_owned()),
                 (12, Value::Number(number)) => http2 = number != 0,
+                (13, Value::Number(number)) => queued = number != 0,
+                (14, Value::Number(number)) => sealed = number != 0,
                 _ => {}
             }
         }
@@ -168,6 +177,8 @@ impl RequestHead {
             whole,
             upgrade,
             http2,
+            queued,
+            sealed,
         })
     }
 }
@@ -336,6 +347,10 @@ mod tests {
         upgrade: String,
         #[prost(bool, tag = "12")]
         http2: bool,
+        #[prost(bool, tag = "13")]
+        queued: bool,
+        #[prost(bool, tag = "14")]
+        sealed: bool,
         /// What a later version may add.
         #[prost(fixed64, tag = "77")]
         unknown: u64,
@@ -369,13 +384,14 @@ mod tests {
             id: [u8; 16], received_at_us: u64, headers in headers(),
             endpoint in "[a-z][a-z0-9]{0,62}", method in "[A-Z]{1,20}",
             target in "/[!$-;=?-Z_a-z~]{0,200}", remote in "[0-9a-f:.]{0,40}",
-            attempt in 1u32.., possible_duplicate: bool, whole: bool, http2: bool,
+            attempt in 1u32.., possible_duplicate: bool, whole: bool, http2: bool, queued: bool, sealed: bool,
             upgrade in prop::option::of("[a-z]{1,12}"),
         ) -> RequestHead {
             RequestHead {
                 id: DeliveryId::from_bytes(id), received_at_us, headers,
                 endpoint: endpoint.parse().expect("a name"), method: method.parse().expect("a method"),
-                target: target.parse().expect("a target"), remote, attempt, possible_duplicate, whole, upgrade, http2,
+                target: target.parse().expect("a target"), remote, attempt, possible_duplicate, whole, upgrade, http2, queued,
+                sealed,
             }
         }
     }
@@ -389,6 +405,7 @@ mod tests {
             prop_assert_eq!(&spec.fields, &flat(&head.headers));
             prop_assert_eq!(spec.target.as_slice(), head.target.as_str().as_bytes());
             prop_assert_eq!((spec.attempt, spec.received_at_us), (head.attempt, head.received_at_us));
+            prop_assert_eq!((spec.http2, spec.queued, spec.sealed), (head.http2, head.queued, head.sealed));
             prop_assert_eq!(RequestHead::decode(&ours.freeze()), Ok(head.clone()));
             spec.unknown = unknown;
             prop_assert_eq!(RequestHead::decode(&spec.encode_to_vec().into()), Ok(head));

@@ -136,6 +136,9 @@ pub fn allowed_in_trailers(name: &HeaderName) -> bool {
     !hop_by_hop(name) && !NEVER.contains(name) && !is_of_the_relay(name)
 }
 
+/// Says that the client answered in the app's place.
+pub const ANSWERED_BY: HeaderName = HeaderName::from_static("hookway-answered-by");
+
 /// Whether a field is one that only a relay may set. Underscores are hyphens to many an app.
 #[must_use]
 pub fn is_of_the_relay(name: &HeaderName) -> bool {

@@ -12,6 +12,7 @@ pub mod id;
 pub mod link;
 pub mod message;
 mod protobuf;
+pub mod seal;
 pub mod settings;
 
 /// The lowest version of the protocol this build speaks.

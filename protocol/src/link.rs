@@ -166,6 +166,12 @@ impl Link {
         self.0.rtt()
     }
 
+    /// Grows with everything that is heard from the other side.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.0.stats().udp_rx.datagrams
+    }
+
     /// Opens a stream, waiting while the other side allows no more.
     ///
     /// # Errors
@@ -384,6 +390,12 @@ impl Receiver {
     /// As [`Self::poll_frame`].
     pub async fn frame(&mut self) -> Result<Option<Frame>, StreamError> {
         poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    /// Waits until more has been read, or the stream has ended. What was read stays for [`Self::frame`].
+    pub async fn readable(&mut self) {
+        // An error is told again there.
+        let _ = poll_fn(|cx| self.poll_fill(cx)).await;
     }
 
     /// Reads more into the buffer and says how much; 0 is the end of the stream.

@@ -46,6 +46,73 @@ pub struct Hello {
     /// Optional abilities of the client.
     #[prost(string, repeated, tag = "6")]
     pub features: Vec<String>,
+    /// What becomes of deliveries.
+    #[prost(message, optional, tag = "7")]
+    pub queueing: Option<Queueing>,
+}
+
+/// What becomes of deliveries: kept by the relay while the client is away.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Queueing {
+    /// By path.
+    #[prost(message, repeated, tag = "1")]
+    pub rules: Vec<Rule>,
+    /// Queued deliveries under one rule handed over at once; 0 is 1.
+    #[prost(uint32, tag = "2")]
+    pub drain_concurrency: u32,
+    /// An X25519 public key that what waits is sealed to; empty for none.
+    #[prost(bytes = "vec", tag = "3")]
+    pub seal_key: Vec<u8>,
+}
+
+/// What becomes of deliveries whose path begins with a prefix. The longest prefix decides, and a rule of the endpoint's
+/// own before one for all.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Rule {
+    /// Only of this endpoint; empty for all.
+    #[prost(string, tag = "1")]
+    pub endpoint: String,
+    /// The path's beginning, at a `/`; empty for all.
+    #[prost(string, tag = "2")]
+    pub prefix: String,
+    /// 503 instead of the queue when the client or its app is away.
+    #[prost(bool, tag = "3")]
+    pub refuse_offline: bool,
+    /// 202 once it is on disk, before the app has it.
+    #[prost(bool, tag = "4")]
+    pub ack_early: bool,
+    /// An app's 5xx is retried from the queue, and the sender told 202.
+    #[prost(bool, tag = "5")]
+    pub retry_5xx: bool,
+}
+
+impl Queueing {
+    /// Its encoding.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote; what cannot be read asks for nothing.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self::decode(bytes).unwrap_or_default()
+    }
+}
+
+impl Rule {
+    /// Whether it is for deliveries to that path of that endpoint.
+    #[must_use]
+    pub fn takes(&self, endpoint: &str, path: &str) -> bool {
+        (self.endpoint.is_empty() || self.endpoint == endpoint) && is_below(path, &self.prefix)
+    }
+}
+
+/// Whether a path is that prefix, or goes on at a `/` after it. Everything is below the empty prefix.
+#[must_use]
+pub fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/'))
 }
 
 impl std::fmt::Debug for Hello {
@@ -125,6 +192,12 @@ pub struct Endpoint {
     /// Other URLs of the same endpoint.
     #[prost(string, repeated, tag = "3")]
     pub more_urls: Vec<String>,
+    /// Deliveries that wait for it, and come now.
+    #[prost(uint64, tag = "4")]
+    pub waiting: u64,
+    /// Deliveries that are tried no more.
+    #[prost(uint64, tag = "5")]
+    pub dead_letters: u64,
 }
 
 /// Why a hello was not taken.
@@ -209,7 +282,9 @@ mod tests {
     fn the_messages_are_those_of_the_spec() {
         let spec = fields_of_spec(include_str!("../proto/hookway.proto"));
         let code = fields_of_code(include_str!("message.rs"));
-        for message in ["Hello", "Ping", "Welcome", "Endpoint", "Refused", "Pong", "GoAway", "Released"] {
+        for message in
+            ["Hello", "Queueing", "Rule", "Ping", "Welcome", "Endpoint", "Refused", "Pong", "GoAway", "Released"]
+        {
             let of = |all: &[(String, String, u32)]| -> Vec<(String, u32)> {
                 all.iter().filter(|(m, ..)| m == message).map(|(_, f, t)| (f.clone(), *t)).collect()
             };

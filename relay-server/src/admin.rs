@@ -13,6 +13,7 @@ use hookway_protocol::host::Host;
 use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
+use crate::queue::Queue;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 
@@ -32,19 +33,26 @@ impl Default for Config {
 #[derive(Debug)]
 struct Admin {
     metrics: Arc<Metrics>,
-    store: Store,
+    store: Arc<dyn Store>,
+    queue: Arc<Queue>,
     shutdown: Shutdown,
 }
 
 /// Serves the admin listener until the relay stops.
-pub(crate) async fn run(listener: TcpListener, metrics: Arc<Metrics>, store: Store, shutdown: Shutdown) {
+pub(crate) async fn run(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    store: Arc<dyn Store>,
+    queue: Arc<Queue>,
+    shutdown: Shutdown,
+) {
     let close = shutdown.close.clone();
     let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_text))
         .layer(middleware::from_fn(from_here))
-        .with_state(Arc::new(Admin { metrics, store, shutdown }));
+        .with_state(Arc::new(Admin { metrics, store, queue, shutdown }));
     let served = axum::serve(listener, router).with_graceful_shutdown(close.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin listener failed");
@@ -68,10 +76,17 @@ async fn from_here(request: Request, next: Next) -> Response {
 
 /// 200 while the relay is well; 503 with the reasons when it is not.
 async fn health(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.store.version().await {
-        Ok(_) => "ok\n".into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")).into_response(),
+    let mut reasons = Vec::new();
+    if let Err(error) = admin.store.version().await {
+        reasons.push(format!("store: {error}"));
     }
+    if admin.queue.is_full() {
+        reasons.push("disk: full, nothing is queued".to_owned());
+    }
+    if reasons.is_empty() {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()
 }
 
 /// 200 while the relay takes traffic; 503 when it is stopping.

@@ -37,6 +37,12 @@ pub enum Command {
         #[command(subcommand)]
         command: EndpointCommand,
     },
+    /// What waits for clients that are away
+    Queue {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: QueueCommand,
+    },
     /// Print the version
     Version,
 }
@@ -113,6 +119,50 @@ pub enum EndpointCommand {
         store: StoreArgs,
         /// Its name
         name: String,
+    },
+}
+
+/// What to do with the queue.
+#[derive(Debug, Subcommand)]
+pub enum QueueCommand {
+    /// How much waits for each endpoint, and for how long
+    Stats {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Only for this endpoint
+        endpoint: Option<String>,
+    },
+    /// List what waits, in the order of acceptance
+    List {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Only for this endpoint
+        endpoint: Option<String>,
+    },
+    /// List dead letters: what has waited too long, and what no attempt can help
+    DeadLetters {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Only of this endpoint
+        endpoint: Option<String>,
+    },
+    /// Make dead letters wait again; a running relay hands them over within seconds
+    Retry {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// These, by id or a part of it that only one has
+        #[arg(required_unless_present_any = ["all", "endpoint"])]
+        ids: Vec<String>,
+        /// All of this endpoint
+        #[arg(long, value_name = "NAME", conflicts_with = "ids")]
+        endpoint: Option<String>,
+        /// All
+        #[arg(long, conflicts_with_all = ["ids", "endpoint"])]
+        all: bool,
     },
 }
 
@@ -287,6 +337,43 @@ pub struct RunArgs {
     /// A client must have taken a delivery, and its reply have begun, within this time
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_REPLY_TIMEOUT", default_value = "10m", value_parser = duration, help_heading = "Limits")]
     pub(crate) reply_timeout: Duration,
+
+    /// Deliveries that wait for one endpoint
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_QUEUE_MAX_COUNT",
+        default_value_t = 10_000,
+        help_heading = "Queue"
+    )]
+    pub(crate) queue_max_count: usize,
+    /// Their bytes
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_QUEUE_MAX_BYTES", default_value = "1GiB", value_parser = size, help_heading = "Queue")]
+    pub(crate) queue_max_bytes: u64,
+    /// Deliveries that wait for all endpoints of one token
+    #[arg(
+        long,
+        value_name = "N",
+        env = "HOOKWAY_RELAY_QUEUE_TOKEN_MAX_COUNT",
+        default_value_t = 100_000,
+        help_heading = "Queue"
+    )]
+    pub(crate) queue_token_max_count: usize,
+    /// Their bytes
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_QUEUE_TOKEN_MAX_BYTES", default_value = "10GiB", value_parser = size, help_heading = "Queue")]
+    pub(crate) queue_token_max_bytes: u64,
+    /// Bytes of a body that may wait
+    #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_QUEUE_MAX_BODY", default_value = "32MiB", value_parser = size, help_heading = "Queue")]
+    pub(crate) queue_max_body: u64,
+    /// A delivery that has waited for so long is a dead letter
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_QUEUE_RETENTION", default_value = "24h", value_parser = duration, help_heading = "Queue")]
+    pub(crate) queue_retention: Duration,
+    /// How long dead letters are kept
+    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_DEAD_LETTER_RETENTION", default_value = "14d", value_parser = duration, help_heading = "Queue")]
+    pub(crate) dead_letter_retention: Duration,
+    /// The part of the disk that is left free: 5%
+    #[arg(long, value_name = "PERCENT", env = "HOOKWAY_RELAY_DISK_RESERVE", default_value = "5%", value_parser = percent, help_heading = "Queue")]
+    pub(crate) disk_reserve: u8,
 }
 
 impl RunArgs {
@@ -306,6 +393,11 @@ fn head_size(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     let fits = bytes <= hookway_protocol::frame::MAX_HEAD as u64;
     fits.then_some(bytes).ok_or_else(|| "at most 64KiB: no more fits in a head on the link".into())
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<u8>().ok().filter(|number| *number < 100);
+    number.ok_or_else(|| "a part of the disk is 0% to 99%".into())
 }
 
 fn token_name(text: &str) -> Result<String, String> {

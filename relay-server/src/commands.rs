@@ -2,11 +2,13 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
 use hookway_relay::config::ConfigError;
-use hookway_relay::{BindError, CertsError, EndpointRow, Server, Store, TokenRow};
+use hookway_relay::store::{self, EndpointRow, Store, TokenRow};
+use hookway_relay::{BindError, CertsError, Server};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +22,10 @@ macro_rules! say {
 macro_rules! tell {
     ($($text:tt)*) => { drop(writeln!(std::io::stderr().lock(), $($text)*)) };
 }
+
+mod queue;
+
+pub(crate) use queue::queue;
 
 /// Prints an error with its causes.
 pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
@@ -106,6 +112,7 @@ fn with_next_step(error: BindError) -> anyhow::Error {
             "stop what listens there, or choose another port with --https, --http or --admin"
         }
         BindError::Listen { .. } => "give an address of this machine with --https, --http or --admin",
+        BindError::InUse(_) => "stop the other one, or give this one a folder of its own with --data-dir",
         BindError::Store(_) => "check that --data-dir can be written",
         BindError::Certs(CertsError::Ca { path, key, .. }) => {
             &format!("keep the --domain, or let the relay make another CA, for its clients too:  rm {path} {key}")
@@ -113,7 +120,8 @@ fn with_next_step(error: BindError) -> anyhow::Error {
         BindError::Certs(_) => "check --tls-cert and --tls-key, or use --tls self-signed",
     };
     let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
-    anyhow::anyhow!("{}\n  cause: {}\n  next:  {next}", causes[0], causes[1..].join(": "))
+    let cause = if causes.len() > 1 { format!("\n  cause: {}", causes[1..].join(": ")) } else { String::new() };
+    anyhow::anyhow!("{}{cause}\n  next:  {next}", causes[0])
 }
 
 pub(crate) fn on_store(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
@@ -130,7 +138,7 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
     match command {
         TokenCommand::Create { store, name, endpoints, expires } => {
             let expires_at = expires.map(|after| Timestamp::now().checked_add(after)).transpose()?;
-            let new = Store::open(&store.data_dir)?.create_token(&name, endpoints, expires_at).await?;
+            let new = store::open(&store.data_dir)?.create_token(&name, endpoints, expires_at).await?;
             let secret = new.token.reveal();
             if store.json {
                 let mut line = serde_json::to_value(&new.row)?;
@@ -150,7 +158,7 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
             })?;
         }
         TokenCommand::Revoke { store, token } => {
-            let revoked = open(&store)?.revoke_tokens(&token).await?;
+            let revoked = open(&store)?.revoke_tokens(&token, Timestamp::now()).await?;
             if revoked.is_empty() {
                 anyhow::bail!("no valid token has the id or name `{token}`\n  next:  hookway-relay token list");
             }
@@ -182,7 +190,7 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
         }
         EndpointCommand::Release { store, name } => {
             let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
-            if !open(&store)?.release_endpoint(&parsed).await? {
+            if !open(&store)?.release_endpoint(&parsed, Timestamp::now()).await? {
                 return Err(unknown(&name));
             }
             if store.json {
@@ -217,15 +225,15 @@ fn print_rows<T: serde::Serialize>(
 }
 
 /// Opens a store that is there. Only a relay, or a first token, makes one: to look elsewhere is a mistake.
-fn open(args: &StoreArgs) -> anyhow::Result<Store> {
+fn open(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
     let folder = &args.data_dir;
     anyhow::ensure!(
-        Store::is_in(folder),
+        store::is_in(folder),
         "there is no relay's store in {}\n  cause: a relay, or the first token, makes it\n  next:  name the relay's \
          folder or its configuration:  --data-dir DIR, or --config FILE",
         folder.display()
     );
-    Ok(Store::open(folder)?)
+    Ok(store::open(folder)?)
 }
 
 /// Ctrl-C or a service manager's SIGTERM.

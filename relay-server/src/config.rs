@@ -9,7 +9,7 @@ use hookway_protocol::host::Host;
 use hookway_protocol::settings;
 
 use crate::cli::{Cli, RunArgs, Tls};
-use crate::{admin, certs, limits, public, tunnel};
+use crate::{admin, certs, limits, public, queue, tunnel};
 
 /// Everything a relay needs to know.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub tunnel: tunnel::Config,
     /// What endpoints and tokens may use.
     pub limits: limits::Config,
+    /// Deliveries that wait.
+    pub queue: queue::Config,
     /// Certificates.
     pub certs: certs::Config,
     /// The operator.
@@ -43,6 +45,7 @@ impl Config {
             public: public::Config::default(),
             tunnel: tunnel::Config::default(),
             limits: limits::Config::default(),
+            queue: queue::Config::default(),
             certs: certs::Config::SelfSigned,
             admin: admin::Config::default(),
         }
@@ -216,6 +219,16 @@ impl RunArgs {
                 token_rate: self.token_rate,
                 token_max_concurrent: self.token_max_concurrent,
             },
+            queue: queue::Config {
+                max_count: self.queue_max_count,
+                max_bytes: usize::try_from(self.queue_max_bytes).unwrap_or(usize::MAX),
+                token_max_count: self.queue_token_max_count,
+                token_max_bytes: usize::try_from(self.queue_token_max_bytes).unwrap_or(usize::MAX),
+                max_body: self.queue_max_body,
+                retention: self.queue_retention,
+                dead_retention: self.dead_letter_retention,
+                disk_reserve: self.disk_reserve,
+            },
         })
     }
 }
@@ -223,7 +236,7 @@ impl RunArgs {
 impl Cli {
     /// The settings of a command: its long flags, but for those that make no sense in a file.
     fn command_keys(command: &Command) -> Vec<&str> {
-        let not_settings = ["config", "help", "version", "json", "name", "endpoints", "expires"];
+        let not_settings = ["config", "help", "version", "json", "name", "endpoints", "expires", "endpoint", "all"];
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|key| !not_settings.contains(key)).collect()
     }
 }
@@ -315,7 +328,8 @@ mod tests {
             run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
         // Its default is to be the port listened on, which is no value to write down.
         assert_eq!(all_set.public.public_port.take(), Some(443));
-        let shown = |config: &Config| format!("{:?} {:?} {:?}", config.public, config.tunnel, config.limits);
+        let shown =
+            |config: &Config| format!("{:?} {:?} {:?} {:?}", config.public, config.tunnel, config.limits, config.queue);
         assert_eq!(shown(&all_set), shown(&from_example), "what is commented out are the defaults");
     }
 }

@@ -10,8 +10,9 @@ use hookway_protocol::link::{LinkError, Stream, StreamError};
 use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 
-use crate::limits::Pass;
+use crate::limits::{Pass, Room};
 use crate::public::{Inbound, InboundError};
+use crate::store::StoreError;
 use crate::tunnel::{ReplyStream, SessionId};
 
 /// One accepted inbound request on its way.
@@ -23,6 +24,54 @@ pub(crate) struct Delivery {
     pub(crate) body: Body,
     /// Its places among those in flight; given back when the reply is done.
     pub(crate) pass: Option<Pass>,
+    /// What its body takes of the memory.
+    pub(crate) room: Option<Room>,
+    /// So many bytes of a body that streams are kept until there is a reply: it may have to be queued.
+    pub(crate) keep: Option<u64>,
+}
+
+impl Delivery {
+    /// Reads a body that streams to its end, of so many bytes at most.
+    pub(crate) async fn read_whole(&mut self, most: u64) -> Result<(), Unqueued> {
+        match &mut self.body {
+            Body::Whole(bytes, _) if bytes.len() as u64 > most => Err(InboundError::TooLarge(most).into()),
+            Body::Whole(..) => Ok(()),
+            Body::Stream(inbound) => {
+                let inbound = inbound.take().ok_or(Unqueued::Passed)?;
+                let ((bytes, trailers), room) = inbound.whole(most).await?.ok_or(Unqueued::Passed)?;
+                self.head.whole = bytes.len() <= hookway_protocol::WHOLE_BODY;
+                (self.body, self.room) = (Body::Whole(bytes, trailers), Some(room));
+                Ok(())
+            }
+            Body::Upgrade => Err(Unqueued::Passed),
+        }
+    }
+}
+
+/// Why a delivery is not in the queue.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unqueued {
+    /// The endpoint's queue, or its owner's, is full.
+    #[error("the queue is full")]
+    Full,
+    /// There is no room on the disk.
+    #[error("the relay's disk is full")]
+    DiskFull,
+    /// The store failed.
+    #[error("the relay cannot keep it")]
+    Store(#[source] StoreError),
+    /// The sender's body was at fault.
+    #[error("the body could not be read")]
+    Body(#[from] InboundError),
+    /// Its body has passed by.
+    #[error("the body has passed by")]
+    Passed,
+    /// The key that it was to be sealed to is none.
+    #[error("the client's key cannot be used")]
+    NoKey,
+    /// The relay is stopping.
+    #[error("the relay is stopping")]
+    Closed,
 }
 
 /// A delivery's body.
@@ -45,6 +94,8 @@ pub(crate) enum Reply {
     Switched(Headers, Stream, Option<Pass>),
     /// The client says why there is none.
     Failed(Failure, String),
+    /// None yet: the delivery is in the queue.
+    Queued,
 }
 
 /// Why a delivery got no reply.
@@ -62,9 +113,15 @@ pub(crate) enum Undelivered {
     /// The client did not answer within the relay's own limit.
     #[error("the client did not answer in time")]
     TimedOut,
+    /// The link shows no sign of life.
+    #[error("nothing is heard from the client")]
+    Silent,
     /// The sender's body was at fault.
     #[error("the body could not be read")]
     Body(#[source] InboundError),
+    /// It was to wait in the queue, and cannot.
+    #[error("it cannot be queued")]
+    Unqueued(#[from] Unqueued),
 }
 
 /// The body of the app's answer.

@@ -130,9 +130,15 @@ impl Counter {
 
     /// Takes `count` places, or none.
     pub(crate) fn take(self: &Arc<Self>, count: usize) -> Option<Place> {
-        let more = |used| (count <= self.most - used).then(|| used + count);
+        let more = |used: usize| (count <= self.most.saturating_sub(used)).then(|| used + count);
         let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
         taken.is_ok().then(|| Place { of: self.clone(), count })
+    }
+
+    /// Takes `count` places, though it may be over the limit then.
+    pub(crate) fn take_anyway(self: &Arc<Self>, count: usize) -> Place {
+        self.used.fetch_add(count, Ordering::AcqRel);
+        Place { of: self.clone(), count }
     }
 
     pub(crate) fn used(&self) -> usize {
@@ -181,6 +187,9 @@ impl PerAddress {
         })
     }
 }
+
+/// What a body takes of its sender's share of the memory, piece by piece.
+pub(crate) type Room = Vec<[Place; 2]>;
 
 /// Room for bodies that are kept whole: of all senders together, and of each address a quarter.
 #[derive(Debug)]

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run(&args),
         Command::Token { command } => commands::on_store(commands::token(command)),
         Command::Endpoint { command } => commands::on_store(commands::endpoint(command)),
+        Command::Queue { command } => commands::on_store(commands::queue(command)),
         Command::Version => commands::version(),
     }
 }

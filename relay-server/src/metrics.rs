@@ -26,6 +26,24 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_refused: Family<Reason, Counter>,
     pub(crate) replies_cut: Counter,
     pub(crate) links_lost: Counter,
+    /// Deliveries that were put into the queue.
+    pub(crate) queued: Counter,
+    pub(crate) handed_over: Family<Outcome, Counter>,
+    queue: QueueGauges,
+}
+
+#[derive(Debug, Default)]
+struct QueueGauges {
+    depth: Gauge,
+    bytes: Gauge,
+    oldest: Gauge,
+    dead: Gauge,
+}
+
+/// What came of something.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Outcome {
+    outcome: &'static str,
 }
 
 /// The apps' answers by the first digit of their status. Looked up once, not at every request.
@@ -70,6 +88,9 @@ impl Metrics {
             handshakes_refused: Family::default(),
             replies_cut: Counter::default(),
             links_lost: Counter::default(),
+            queued: Counter::default(),
+            handed_over: Family::default(),
+            queue: QueueGauges::default(),
             registry: Registry::default(),
         };
         let info = [("version", env!("CARGO_PKG_VERSION"))];
@@ -98,7 +119,25 @@ impl Metrics {
             metrics.replies_cut.clone(),
         );
         registry.register("links_lost", "Sessions that ended without a goodbye", metrics.links_lost.clone());
+        registry.register("queued", "Deliveries put into the queue", metrics.queued.clone());
+        let help = "Deliveries of the queue handed to a client, by what came of it";
+        registry.register("queue_handed_over", help, metrics.handed_over.clone());
+        registry.register("queue_depth", "Deliveries that wait in the queue", metrics.queue.depth.clone());
+        let (unit, help) = (Unit::Bytes, "Bytes of deliveries that wait in the queue");
+        registry.register_with_unit("queue", help, unit, metrics.queue.bytes.clone());
+        let (unit, help) = (Unit::Seconds, "How long the oldest delivery of the queue has waited");
+        registry.register_with_unit("queue_oldest", help, unit, metrics.queue.oldest.clone());
+        registry.register("queue_dead_letters", "Dead letters that are kept", metrics.queue.dead.clone());
         Self { registry, ..metrics }
+    }
+
+    /// What waits in the queue now: deliveries, bytes, seconds of the oldest, dead letters.
+    pub(crate) fn queue_depth(&self, [depth, bytes, oldest, dead]: [u64; 4]) {
+        let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.queue.depth, depth);
+        set(&self.queue.bytes, bytes);
+        set(&self.queue.oldest, oldest);
+        set(&self.queue.dead, dead);
     }
 
     /// The metrics in OpenMetrics text.
@@ -124,6 +163,11 @@ impl Drop for Up {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+/// Counts one more that ended so.
+pub(crate) fn count_outcome(family: &Family<Outcome, Counter>, outcome: &'static str) {
+    family.get_or_create(&Outcome { outcome }).inc();
 }
 
 /// Counts one more of a reason.

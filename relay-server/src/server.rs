@@ -1,7 +1,9 @@
 //! The relay as a whole: everything bound, running, and stopped in order.
 
+use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +14,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::public::{Handler, Public};
+use crate::queue::Queue;
 use crate::shutdown::Shutdown;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::tunnel::{self, Registry, Tunnel, Urls};
 use crate::{admin, certs};
 
@@ -25,9 +28,12 @@ const UPKEEP: Duration = Duration::from_secs(1);
 pub struct Server {
     addresses: Addresses,
     ca: Option<PathBuf>,
-    store: Store,
+    store: Arc<dyn Store>,
+    queue: Arc<Queue>,
     shutdown: Shutdown,
     grace: Duration,
+    /// Held until it has stopped.
+    _lock: File,
 }
 
 /// Where a relay listens, with the ports that 0 became.
@@ -55,6 +61,9 @@ pub enum BindError {
         #[source]
         source: std::io::Error,
     },
+    /// Another relay runs on the same data folder: two would hand over the same deliveries.
+    #[error("another relay runs on {}", .0.display())]
+    InUse(PathBuf),
     /// There is no certificate.
     #[error("there is no usable certificate")]
     Certs(#[from] certs::CertsError),
@@ -71,8 +80,10 @@ impl Server {
     pub async fn bind(config: Config) -> Result<Self, BindError> {
         let shutdown = Shutdown::default();
         let metrics = Arc::new(Metrics::new());
-        let store = Store::open(&config.data_dir)?;
-        let registry = Arc::new(Registry::open(store.clone(), config.limits).await?);
+        let store = store::open(&config.data_dir)?;
+        let lock = lock(&config.data_dir)?;
+        let queue = Queue::new(store.clone(), config.queue, config.data_dir.clone(), metrics.clone(), shutdown.clone());
+        let registry = Arc::new(Registry::open(store.clone(), queue.clone(), config.limits).await?);
         let certs = certs::Certs::open(&config.certs, &config.data_dir, &config.domain)?;
 
         let (https, udp) = bind_both(config.public.https)?;
@@ -92,6 +103,7 @@ impl Server {
         };
         let parts = tunnel::Parts {
             store: store.clone(),
+            queue: queue.clone(),
             registry: registry.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
@@ -105,6 +117,7 @@ impl Server {
             domain: config.domain,
             https_port,
             registry: registry.clone(),
+            queue: queue.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
         });
@@ -118,12 +131,12 @@ impl Server {
             if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
                 tracing::warn!("the admin listener asks nobody who they are: let nobody else reach it");
             }
-            shutdown.rest.spawn(admin::run(admin, metrics, store.clone(), shutdown.clone()));
+            shutdown.rest.spawn(admin::run(admin, metrics, store.clone(), queue.clone(), shutdown.clone()));
         }
         shutdown.rest.spawn(tunnel.clone().run());
         let ca = certs.ca();
-        shutdown.rest.spawn(upkeep(store.clone(), registry, public, tunnel, certs, shutdown.clone()));
-        Ok(Self { addresses, ca, store, shutdown, grace: config.grace })
+        shutdown.rest.spawn(upkeep(store.clone(), queue.clone(), registry, public, tunnel, certs, shutdown.clone()));
+        Ok(Self { addresses, ca, store, queue, shutdown, grace: config.grace, _lock: lock })
     }
 
     /// Where it listens.
@@ -140,21 +153,24 @@ impl Server {
 
     /// The store it runs on.
     #[must_use]
-    pub const fn store(&self) -> &Store {
+    pub const fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
     /// Stops in order: accept nothing new, tell the clients, finish what is in flight, close. Says whether
     /// everything was finished within the grace period.
     pub async fn shutdown(self) -> bool {
-        self.shutdown.run(self.grace).await
+        let finished = self.shutdown.run(self.grace).await;
+        self.queue.close().await;
+        finished
     }
 }
 
 /// Notices changes made by other processes, ended tokens, connections that go nowhere, and certificates that need
 /// replacing.
 async fn upkeep(
-    store: Store,
+    store: Arc<dyn Store>,
+    queue: Arc<Queue>,
     registry: Arc<Registry>,
     public: Arc<Public>,
     tunnel: Arc<Tunnel>,
@@ -167,6 +183,7 @@ async fn upkeep(
     while shutdown.close.run_until_cancelled(ticks.tick()).await.is_some() {
         certs.upkeep();
         public.sweep();
+        queue.upkeep().await;
         let taken_over = async {
             let now = store.version().await?;
             let changed = seen != Some(now);
@@ -181,6 +198,21 @@ async fn upkeep(
         if let Err(error) = taken_over.await {
             tracing::error!(%error, "changes of tokens and endpoints cannot be read; trying again");
         }
+    }
+}
+
+/// Makes the data folder this relay's own, until the file is closed.
+fn lock(data_dir: &Path) -> Result<File, BindError> {
+    let path = data_dir.join("relay.lock");
+    let failed = |source: std::io::Error| {
+        let path = path.display().to_string();
+        BindError::Store(StoreError::Open { path, source: source.into() })
+    };
+    let file = File::options().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(BindError::InUse(data_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 

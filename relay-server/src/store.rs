@@ -1,21 +1,82 @@
-//! What survives a restart: tokens, and who owns which endpoint.
+//! What survives a restart: tokens, who owns which endpoint, and the deliveries that wait.
 //!
 //! Every change is answered after it is on disk. Another process may change the same store (`hookway-relay token`);
 //! [`Store::version`] tells when one did.
 
+#[cfg(test)]
+mod conformance;
 mod sqlite;
 
 use std::path::Path;
+use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hookway_protocol::host::EndpointName;
+use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::auth::{NewToken, Owner, Token};
+use crate::auth::{NewToken, Token};
 
-/// The store in a data folder. Cheap to clone; the last one dropped closes it.
-#[derive(Clone, Debug)]
-pub struct Store(sqlite::Database);
+/// What a store answers, once it is so.
+pub type Later<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// Keeps what survives a restart. Each call that changes something is all or nothing, and is answered when the change
+/// will be there after a power cut.
+pub trait Store: std::fmt::Debug + Send + Sync {
+    /// The key of the first run, which is this one when there is none yet.
+    fn kept_key(&self, fresh: [u8; 32]) -> Later<'_, [u8; 32]>;
+    /// Changes when another process has changed the store.
+    fn version(&self) -> Later<'_, i64>;
+
+    /// Keeps a new token.
+    fn insert_token(&self, row: TokenRow) -> Later<'_, ()>;
+    /// All tokens, revoked ones too, oldest first.
+    fn tokens(&self) -> Later<'_, Vec<TokenRow>>;
+    /// Revokes the tokens of that id or name, and says which.
+    fn revoke_tokens(&self, id_or_name: &str, at: Timestamp) -> Later<'_, Vec<TokenRow>>;
+
+    /// Gives a name to an owner unless another has it, or he would have more than `most` (`None`), and says whose it
+    /// is now.
+    fn claim_endpoint(
+        &self,
+        name: &EndpointName,
+        owner: &str,
+        most: usize,
+        at: Timestamp,
+    ) -> Later<'_, Option<EndpointRow>>;
+    /// Keeps what a client asks for an endpoint's deliveries.
+    fn set_rules(&self, endpoint: EndpointId, rules: Vec<u8>) -> Later<'_, ()>;
+    /// All endpoints by name.
+    fn endpoints(&self) -> Later<'_, Vec<EndpointRow>>;
+    /// Makes a name free, and says whether somebody had it. Deliveries that wait for it become dead letters: whoever
+    /// has the name next is another endpoint.
+    fn release_endpoint(&self, name: &EndpointName, at: Timestamp) -> Later<'_, bool>;
+
+    /// Keeps a delivery, the last in the order of acceptance.
+    fn push(&self, row: NewDelivery, payload: Payload) -> Later<'_, Seq>;
+    /// All that are kept, dead letters too, in the order of acceptance: as it was when asked.
+    fn deliveries(&self) -> Later<'_, Vec<QueuedRow>>;
+    /// The delivery itself; `None` when it is not there any more.
+    fn payload(&self, seq: Seq) -> Later<'_, Option<Payload>>;
+    /// Notes that these are about to be handed over, or after all were not. A relay that is killed then knows which
+    /// may have reached the app.
+    fn mark_handed(&self, all: Vec<Seq>, handed: bool) -> Later<'_, ()>;
+    /// Notes what came of handing one over: it is done and goes, is tried again, or is dead.
+    fn settle(&self, seq: Seq, settled: Settled) -> Later<'_, ()>;
+    /// Makes dead letters wait again, as if they had just come, and says which.
+    fn revive(&self, which: Dead, at: Timestamp) -> Later<'_, Vec<Seq>>;
+    /// Removes dead letters, and says which.
+    fn remove(&self, which: Dead) -> Later<'_, Vec<Seq>>;
+}
+
+/// A delivery's place in the order of acceptance.
+pub type Seq = u64;
+
+/// Names an endpoint for ever: a name that is released and claimed again is another endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct EndpointId(pub u64);
 
 /// The store failed; nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +93,12 @@ pub enum StoreError {
     /// The file was written by a newer version.
     #[error("the store was written by a newer version of hookway-relay (schema {0})")]
     Newer(i64),
+    /// The disk is full.
+    #[error("the disk is full")]
+    Full,
     /// The database failed.
     #[error("the store failed")]
-    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -71,6 +135,9 @@ impl TokenRow {
 /// Who owns an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EndpointRow {
+    /// Names it for ever.
+    #[serde(skip)]
+    pub id: EndpointId,
     /// Its name.
     pub name: String,
     /// The name of the owning token.
@@ -79,33 +146,119 @@ pub struct EndpointRow {
     pub created_at: Timestamp,
     /// When a client last connected for it.
     pub last_seen_at: Timestamp,
+    /// What its client asks for its deliveries.
+    #[serde(skip)]
+    pub rules: Vec<u8>,
 }
 
-impl Store {
-    /// Opens the store of a data folder, making both when they are not there.
-    ///
-    /// # Errors
-    /// The folder or file cannot be used, or is a newer version's.
-    pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        sqlite::Database::open(data_dir).map(Self)
-    }
+/// What is known of a delivery that is to be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDelivery {
+    /// Names it.
+    pub id: DeliveryId,
+    /// Whose it is.
+    pub endpoint: EndpointId,
+    /// That endpoint's name.
+    pub name: String,
+    /// When the relay had its head.
+    pub received_at: Timestamp,
+    /// Its method.
+    pub method: String,
+    /// Its path, or the beginning of it; [`MAX_PATH`] bytes at most.
+    pub path: String,
+    /// The size of head and body.
+    pub bytes: u64,
+    /// How often it was handed over.
+    pub attempts: u32,
+    /// Whether the app may have had it.
+    pub handed: bool,
+}
 
-    /// Whether a data folder has a store.
-    #[must_use]
-    pub fn is_in(data_dir: &Path) -> bool {
-        sqlite::path(data_dir).exists()
-    }
+/// As much of a path is kept beside a delivery, in bytes.
+pub const MAX_PATH: usize = 256;
 
+/// A delivery that is kept, without its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedRow {
+    /// Its place in the order of acceptance.
+    pub seq: Seq,
+    /// Since when it waits: since it was received, or made to wait again.
+    pub since: Timestamp,
+    /// What is known of it.
+    pub delivery: NewDelivery,
+    /// What came of the last attempt; empty for none.
+    pub last: String,
+    /// Since when it is a dead letter, if it is one.
+    pub dead_since: Option<Timestamp>,
+}
+
+/// A delivery as it is handed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// The encoding of its head.
+    pub head: Bytes,
+    /// Its body.
+    pub body: Bytes,
+    /// The encoding of its trailers.
+    pub trailers: Bytes,
+}
+
+/// What came of handing a delivery over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The app has it.
+    Done,
+    /// It waits on.
+    Again {
+        /// How often it was handed over by now.
+        attempts: u32,
+        /// Whether the app may have had it.
+        handed: bool,
+        /// What came of it, in words.
+        last: String,
+    },
+    /// It is not tried again.
+    Dead {
+        /// How often it was handed over.
+        attempts: u32,
+        /// Why not.
+        last: String,
+        /// When that was.
+        at: Timestamp,
+    },
+}
+
+/// Which dead letters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dead {
+    /// These.
+    These(Vec<Seq>),
+    /// All of an endpoint.
+    Of(EndpointId),
+    /// All that have been dead since then or longer.
+    Before(Timestamp),
+}
+
+/// Opens the store of a data folder, making both when they are not there.
+///
+/// # Errors
+/// The folder or file cannot be used, or is a newer version's.
+pub fn open(data_dir: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(sqlite::Database::open(data_dir)?))
+}
+
+/// Whether a data folder has a store.
+#[must_use]
+pub fn is_in(data_dir: &Path) -> bool {
+    sqlite::path(data_dir).exists()
+}
+
+impl dyn Store {
     /// The key that QUIC's stateless resets are made with; the same for every run.
     pub(crate) async fn reset_key(&self) -> Result<[u8; 32], StoreError> {
         let mut fresh = [0; 32];
         aws_lc_rs::rand::fill(&mut fresh).expect("the operating system gives random bytes");
-        self.0.run(move |db| sqlite::kept_key(db, &fresh)).await
-    }
-
-    /// Changes when another process has changed the store.
-    pub(crate) async fn version(&self) -> Result<i64, StoreError> {
-        self.0.run(sqlite::version).await
+        self.kept_key(fresh).await
     }
 
     /// Makes a token.
@@ -128,137 +281,13 @@ impl Store {
             expires_at,
             revoked_at: None,
         };
-        let stored = row.clone();
-        self.0.run(move |db| sqlite::insert_token(db, &stored)).await?;
+        self.insert_token(row.clone()).await?;
         Ok(NewToken { token, row })
-    }
-
-    /// All tokens, revoked ones too, oldest first.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
-        self.0.run(sqlite::tokens).await
-    }
-
-    /// Revokes the tokens of that id or name, and says which.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn revoke_tokens(&self, id_or_name: &str) -> Result<Vec<TokenRow>, StoreError> {
-        let id_or_name = id_or_name.to_owned();
-        self.0.run(move |db| sqlite::revoke_tokens(db, &id_or_name, Timestamp::now())).await
-    }
-
-    /// Gives a name to an owner unless another has it, or he would have more than `most`, and says who owns it now.
-    pub(crate) async fn claim_endpoint(
-        &self,
-        name: &EndpointName,
-        owner: &Owner,
-        most: usize,
-    ) -> Result<Option<Owner>, StoreError> {
-        let (name, owner) = (name.clone(), owner.clone());
-        self.0.run(move |db| sqlite::claim_endpoint(db, &name, &owner, most, Timestamp::now())).await
-    }
-
-    /// All endpoints by name.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn endpoints(&self) -> Result<Vec<EndpointRow>, StoreError> {
-        self.0.run(sqlite::endpoints).await
-    }
-
-    /// Makes a name free, and says whether somebody had it.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn release_endpoint(&self, name: &EndpointName) -> Result<bool, StoreError> {
-        let name = name.clone();
-        self.0.run(move |db| sqlite::release_endpoint(db, &name)).await
     }
 }
 
 /// 12 characters that no other token has.
 fn uuid_tail() -> String {
-    let id = hookway_protocol::id::DeliveryId::now().to_string().to_lowercase();
+    let id = DeliveryId::now().to_string().to_lowercase();
     id[id.len() - 12..].to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn tokens_and_endpoints_survive() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let name = "billing".parse().expect("a name");
-        let (ann, bob) = (Owner::from("ann"), Owner::from("bob"));
-        let store = Store::open(folder.path()).expect("a store");
-        let new = store.create_token("ann", vec!["billing-*".into()], None).await.expect("a token");
-        assert_eq!(store.claim_endpoint(&name, &ann, 1).await.expect("an owner"), Some(ann.clone()));
-        drop(store);
-
-        let store = Store::open(folder.path()).expect("the same store");
-        assert_eq!(store.tokens().await.expect("tokens"), vec![new.row.clone()]);
-        assert_eq!(
-            store.claim_endpoint(&name, &bob, 1).await.expect("an owner"),
-            Some(ann.clone()),
-            "the first owner keeps it"
-        );
-        assert!(store.release_endpoint(&name).await.expect("released"));
-        assert_eq!(store.claim_endpoint(&name, &bob, 1).await.expect("an owner"), Some(bob.clone()));
-        let second = "accounts".parse().expect("a name");
-        assert_eq!(store.claim_endpoint(&second, &bob, 1).await.expect("an owner"), None, "one is his most");
-        assert_eq!(store.claim_endpoint(&name, &bob, 1).await.expect("an owner"), Some(bob), "the one he has stays");
-        assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_some());
-        assert_eq!(store.revoke_tokens("ann").await.expect("revoked").len(), 1);
-        assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_none());
-    }
-
-    #[tokio::test]
-    async fn tokens_that_ended_long_ago_are_forgotten() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open(folder.path()).expect("a store");
-        let day = std::time::Duration::from_secs(86_400);
-        for days in [31, 29] {
-            store.create_token("old", vec![], Some(Timestamp::now() - day * days)).await.expect("a token");
-        }
-        let valid = store.create_token("new", vec![], Some(Timestamp::now() + day)).await.expect("a token");
-        store.create_token("last", vec![], None).await.expect("a token");
-        let names: Vec<_> = store.tokens().await.expect("tokens").into_iter().map(|token| token.name).collect();
-        assert_eq!(names, ["old", "new", "last"]);
-        assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &valid.token).is_some());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn only_the_owner_may_read_the_store() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().expect("a folder");
-        let _store = Store::open(folder.path()).expect("a store");
-        for entry in std::fs::read_dir(folder.path()).expect("a folder") {
-            let entry = entry.expect("an entry");
-            let mode = entry.metadata().expect("its rights").permissions().mode();
-            assert_eq!(mode & 0o077, 0, "{}", entry.path().display());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_change_by_another_process_is_seen() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (store, other) = (Store::open(folder.path()).expect("a store"), Store::open(folder.path()).expect("again"));
-        let before = store.version().await.expect("a version");
-        assert_eq!(store.version().await.expect("a version"), before);
-        other.create_token("ann", vec![], None).await.expect("a token");
-        assert_ne!(store.version().await.expect("a version"), before);
-    }
-
-    #[test]
-    fn a_newer_store_is_left_alone() {
-        let folder = tempfile::tempdir().expect("a folder");
-        drop(Store::open(folder.path()).expect("a store"));
-        sqlite::set_schema(folder.path(), 99);
-        assert!(matches!(Store::open(folder.path()), Err(StoreError::Newer(99))));
-    }
 }

@@ -1,5 +1,6 @@
 //! Clients: how they connect, what they serve, and how deliveries reach them.
 
+mod drain;
 mod endpoint;
 mod handshake;
 mod names;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The relay's modules from the top; a module may use those on later lines, and those in its own line.
-const RELAY: [&[&str]; 9] = [
+const RELAY: [&[&str]; 10] = [
     &["main", "commands"],
     &["server"],
     &["config", "cli"],
     &["admin", "public"],
     &["relay"],
     &["tunnel"],
+    &["queue"],
     &["auth"],
     &["store"],
     &["delivery", "certs", "limits", "metrics", "shutdown"],
@@ -29,14 +30,16 @@ const CLIENT: [&[&str]; 14] = [
     &["history", "export", "diff", "cassette"],
     &["filter", "content", "mask", "samples", "signature"],
     &["events"],
-    &["exchange", "target", "harmless", "json"],
+    &["exchange", "target", "harmless", "json", "queueing"],
 ];
 
 /// What is allowed all the same, and why.
-const ALLOWED: [(&str, &str); 6] = [
+const ALLOWED: [(&str, &str); 7] = [
     // A delivery holds the sender's body and the reply's stream, whose types live where they are read.
     ("delivery", "public"),
     ("delivery", "tunnel"),
+    // Why a delivery is not kept is the store's to say.
+    ("delivery", "store"),
     // The session passes a sender's body on.
     ("tunnel", "public"),
     // A row is the store's, the hash and the owner are auth's.

@@ -3,6 +3,7 @@
 mod exactness;
 mod layers;
 mod limits;
+mod queue;
 mod readme;
 mod semantics;
 mod sessions;

@@ -56,7 +56,7 @@ async fn an_app_that_stays_down_is_503_and_never_a_4xx() {
     let options = world.options(&token, nobody).name("billing").expect("a name");
     let options = options.forward(|forward| forward.wait_app = Duration::from_millis(200));
     let client = hookway::Client::connect(options).await.expect("connected");
-    let answer = world.send(post("billing", "/").body("{}")).await.expect(503);
+    let answer = world.send(get("billing", "/")).await.expect(503);
     assert!(answer.headers.contains_key("retry-after"));
     assert!(answer.headers.contains_key("hookway-delivery"));
     let delivered = client.next_delivery().await.expect("a delivery");
@@ -82,7 +82,7 @@ async fn a_client_that_is_away_is_503_with_a_page_for_browsers() {
     let world = World::new().await;
     let app = App::echo().await;
     world.client("billing", &app).await.close().await;
-    let answer = world.send(post("billing", "/").body("{}")).await.expect(503);
+    let answer = world.send(get("billing", "/")).await.expect(503);
     assert!(answer.headers.contains_key("retry-after"));
     assert!(answer.text().lines().count() == 1, "{}", answer.text());
     let page = world.send(get("billing", "/").header("accept", "text/html,*/*")).await.expect(503);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hookway::{ConnectError, Event};
 use hookway_protocol::message::Code;
-use hookway_tests::{App, World, body, post};
+use hookway_tests::{App, World, body, get, post};
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -96,7 +96,7 @@ async fn many_names_are_taken_over_and_left_at_once() {
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the first ends");
     let _ = world.send(post("name-59", "/").body("{}")).await.expect(200);
     tokio::time::timeout(Duration::from_secs(5), second.close()).await.expect("all are left in time");
-    let _ = world.send(post("name-59", "/").body("{}")).await.expect(503);
+    let _ = world.send(get("name-59", "/")).await.expect(503);
 }
 
 #[tokio::test]
@@ -132,15 +132,17 @@ async fn a_name_released_and_claimed_at_once_is_its_new_owners() {
     let app = App::echo().await;
     let old = world.client("billing", &app).await;
     let bob = world.token("bob", &[]).await;
-    let store = hookway_relay::Store::open(world.ca().parent().expect("the data folder")).expect("the store");
-    assert!(store.release_endpoint(&"billing".parse().expect("a name")).await.expect("released"));
+    let store = hookway_relay::store::open(world.ca().parent().expect("the data folder")).expect("the store");
+    assert!(
+        store.release_endpoint(&"billing".parse().expect("a name"), jiff::Timestamp::now()).await.expect("released")
+    );
     // Before the relay has looked whether the store has changed.
     let _new = world.try_client(&bob, "billing", &app).await.expect("free");
     let ended = async { while old.next_event().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the old owner is told");
     // The relay has looked once more when another's release is seen, and the name is still there.
     let _other = world.client("other", &app).await;
-    assert!(store.release_endpoint(&"other".parse().expect("a name")).await.expect("released"));
+    assert!(store.release_endpoint(&"other".parse().expect("a name"), jiff::Timestamp::now()).await.expect("released"));
     let seen = async { while world.send(post("other", "/").body("{}")).await.status != 404 {} };
     tokio::time::timeout(Duration::from_secs(5), seen).await.expect("seen within 5 s");
     let _ = world.send(post("billing", "/").body("{}")).await.expect(200);
@@ -178,11 +180,11 @@ async fn a_revoked_token_ends_its_sessions() {
     let token = world.token("ann", &[]).await;
     let client = world.try_client(&token, "billing", &app).await.expect("connected");
     // As `hookway-relay token revoke` does it: from outside the relay's process.
-    let store = hookway_relay::Store::open(world.ca().parent().expect("the data folder")).expect("the store");
-    assert_eq!(store.revoke_tokens("ann").await.expect("revoked").len(), 1);
+    let store = hookway_relay::store::open(world.ca().parent().expect("the data folder")).expect("the store");
+    assert_eq!(store.revoke_tokens("ann", jiff::Timestamp::now()).await.expect("revoked").len(), 1);
     let ended = async { while client.next_event().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("cut off within 5 s");
-    let _ = world.send(post("billing", "/").body("{}")).await.expect(503);
+    let _ = world.send(get("billing", "/")).await.expect(503);
 }
 
 #[tokio::test]
@@ -190,9 +192,9 @@ async fn a_released_name_is_free_for_others() {
     let world = World::new().await;
     let app = App::echo().await;
     let client = world.client("billing", &app).await;
-    let store = hookway_relay::Store::open(world.ca().parent().expect("the data folder")).expect("the store");
+    let store = hookway_relay::store::open(world.ca().parent().expect("the data folder")).expect("the store");
     let name = "billing".parse().expect("a name");
-    assert!(store.release_endpoint(&name).await.expect("released"));
+    assert!(store.release_endpoint(&name, jiff::Timestamp::now()).await.expect("released"));
     let ended = async { while client.next_event().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("told within 5 s");
     let _ = world.send(post("billing", "/").body("{}")).await.expect(404);

@@ -13,6 +13,7 @@ use crate::config::provider;
 use crate::filter::Filter;
 use crate::forwarder::HostHeader;
 use crate::history::Which;
+use crate::queueing::{Ack, At, OnOffline, Queueing};
 use crate::signature::Known;
 use crate::target::Target;
 use crate::tunnel::RelayAddress;
@@ -117,6 +118,8 @@ pub struct ForwardArgs {
     #[arg(long, value_name = "N", env = "HOOKWAY_MAX_CONNECTIONS", default_value_t = 1024)]
     pub(crate) max_connections: usize,
     #[command(flatten)]
+    pub(crate) queueing: QueueingArgs,
+    #[command(flatten)]
     pub(crate) verify: VerifyArgs,
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
@@ -136,6 +139,36 @@ pub struct ForwardArgs {
     /// With --once or --until: exit 6 if a delivery failed
     #[arg(long)]
     pub(crate) fail: bool,
+}
+
+/// What becomes of deliveries that cannot be handed over.
+#[derive(Args, Clone, Debug, Default)]
+pub struct QueueingArgs {
+    /// While this client or its app is away: queue (202, delivered later) or error (503); PATH=… for a path; may be
+    /// repeated [default: queue]
+    #[arg(long, value_name = "[PATH=]queue|error", env = "HOOKWAY_ON_OFFLINE", value_delimiter = ',')]
+    pub(crate) on_offline: Vec<At<OnOffline>>,
+    /// When the sender is answered: app (by the app) or early (202 once it is on the relay's disk); PATH=… for a path;
+    /// may be repeated [default: app]
+    #[arg(long, value_name = "[PATH=]app|early", env = "HOOKWAY_ACK", value_delimiter = ',')]
+    pub(crate) ack: Vec<At<Ack>>,
+    /// Answer 202 to what the app answered 5xx, and try again from the queue
+    #[arg(long, env = "HOOKWAY_RETRY_5XX", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) retry_5xx: bool,
+    /// Queued deliveries handed over at once; with more than one the order is not kept
+    #[arg(long, value_name = "N", env = "HOOKWAY_DRAIN_CONCURRENCY", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) drain_concurrency: u32,
+    /// What waits for this client is kept so that only it can read it: its key is in its data folder
+    #[arg(long, env = "HOOKWAY_SEAL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) seal: bool,
+}
+
+impl QueueingArgs {
+    /// The same without the flags' form.
+    pub(crate) fn asked(&self) -> Queueing {
+        let (on_offline, ack) = (self.on_offline.clone(), self.ack.clone());
+        Queueing { on_offline, ack, retry_5xx: self.retry_5xx.then_some(true) }
+    }
 }
 
 /// The secrets that signatures are checked and made with.
@@ -314,6 +347,8 @@ pub(crate) enum Command {
         /// Where HTTPS listens; the next free port when it is taken
         #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTPS", default_value = "127.0.0.1:8443")]
         https: SocketAddr,
+        #[command(flatten)]
+        queueing: QueueingArgs,
         #[command(flatten)]
         verify: VerifyArgs,
         #[command(flatten)]

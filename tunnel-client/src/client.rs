@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::host::{EndpointName, InvalidName};
+use hookway_protocol::message::{Queueing, Rule};
+use hookway_protocol::seal::{OpeningKey, PUBLIC_KEY};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +57,14 @@ impl Options {
 
     pub(crate) fn from_parts(relay: RelayAddress, token: String, routes: Vec<Route>) -> Self {
         Self {
-            tunnel: tunnel::Settings { relay, ca: None, token, endpoints: vec![] },
+            tunnel: tunnel::Settings {
+                relay,
+                ca: None,
+                token,
+                endpoints: vec![],
+                queueing: Queueing::default(),
+                opening_key: None,
+            },
             forward: ForwardSettings::new(routes),
             history: None,
             filter: Filter::default(),
@@ -75,6 +84,22 @@ impl Options {
     #[must_use]
     pub fn relay_ca(mut self, file: impl Into<PathBuf>) -> Self {
         self.tunnel.ca = Some(file.into());
+        self
+    }
+
+    /// What the relay is to do with deliveries that cannot be handed over: a rule a path, and how many it hands over at
+    /// once later.
+    #[must_use]
+    pub fn queueing(mut self, rules: Vec<Rule>, drain_concurrency: u32) -> Self {
+        self.tunnel.queueing = Queueing { rules, drain_concurrency, ..self.tunnel.queueing };
+        self
+    }
+
+    /// Opens what was sealed to this key; with `public`, its other half, what waits from now on is.
+    #[must_use]
+    pub(crate) fn opening_key(mut self, key: OpeningKey, public: Option<[u8; PUBLIC_KEY]>) -> Self {
+        self.tunnel.queueing.seal_key = public.map(Vec::from).unwrap_or_default();
+        self.tunnel.opening_key = Some(Arc::new(key));
         self
     }
 

@@ -45,15 +45,30 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let done = match cli.command {
         None => forward::run(cli.forward, &files, output),
         #[cfg(feature = "dev")]
-        Some(Command::Dev { target, demo, name, host_header, http, https, verify, policy, history, inspect, once }) => {
+        Some(Command::Dev {
+            target,
+            demo,
+            name,
+            host_header,
+            http,
+            https,
+            queueing,
+            verify,
+            policy,
+            history,
+            inspect,
+            once,
+        }) => {
             // The demo has a secret of its own.
             let require_signature = policy.require_signature;
             let args = PolicyArgs { require_signature: require_signature && !demo, ..policy };
             let policy = webhooks::policy(&verify, args, &files)
                 .map(|policy| crate::webhook::Policy { require_signature, ..policy });
-            let dev =
-                |policy| dev::Dev { target, demo, name, host_header, http, https, policy, history, inspect, once };
-            policy.and_then(|policy| dev::run(dev(policy), output))
+            policy.and_then(|policy| {
+                let dev =
+                    dev::Dev { target, demo, name, host_header, http, https, queueing, policy, history, inspect, once };
+                dev::run(dev, output)
+            })
         }
         Some(Command::Requests { find, what }) => requests::run(&find, what, output),
         Some(Command::Replay { cassette, to: Some(to), verify, header, no_resign, timeout, .. })

@@ -17,6 +17,7 @@ use hookway_protocol::settings::{self, Problem, Setting};
 use serde::Deserialize;
 
 use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, route};
+use crate::queueing::Queueing;
 use crate::signature::Known as Provider;
 use crate::target::Target;
 use crate::tunnel::RelayAddress;
@@ -86,6 +87,7 @@ pub(crate) struct ProjectEndpoint {
     pub(crate) name: EndpointName,
     pub(crate) target: Option<Target>,
     pub(crate) routes: Vec<(String, Target)>,
+    pub(crate) queueing: Queueing,
 }
 
 /// An `[[endpoint]]` as it stands in the file.
@@ -96,6 +98,11 @@ struct EndpointTable {
     target: Option<String>,
     #[serde(default)]
     route: Vec<String>,
+    #[serde(default)]
+    on_offline: Vec<String>,
+    #[serde(default)]
+    ack: Vec<String>,
+    retry_5xx: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -254,6 +261,26 @@ pub(crate) fn data_dir() -> Result<PathBuf, ConfigError> {
     Ok(folders.data_dir().join("hookway"))
 }
 
+/// Makes a file of 32 random bytes that only its owner may read: whole, or not at all. What is in it, if it was there
+/// already.
+pub(crate) fn create_key(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Write;
+    use std::os::unix::fs::DirBuilderExt;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut secret = vec![0; 32];
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| std::io::Error::other("no random bytes"))?;
+    // For its owner only, as temporary files are.
+    let mut file = tempfile::Builder::new().prefix("key-").tempfile_in(folder)?;
+    file.write_all(&secret)?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(secret),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => std::fs::read(path),
+        Err(error) => Err(error.error),
+    }
+}
+
 /// Changes the user's file, which only its owner may read. Whatever else stands in it stays, comments too; without a
 /// change nothing is written.
 pub(crate) fn change_user_file(
@@ -386,6 +413,13 @@ impl EndpointTable {
         let target = target.map_err(|error| format!("the target of `{name}`: {error}"))?;
         let routes = self.route.iter().map(|text| route(text)).collect::<Result<_, String>>();
         let routes = routes.map_err(|error| format!("a route of `{name}`: {error}"))?;
-        Ok(ProjectEndpoint { name, target, routes })
+        let on_offline = self.on_offline.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+        let ack = self.ack.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+        let queueing = Queueing {
+            on_offline: on_offline.map_err(|error: String| format!("on-offline of `{name}`: {error}"))?,
+            ack: ack.map_err(|error: String| format!("ack of `{name}`: {error}"))?,
+            retry_5xx: self.retry_5xx,
+        };
+        Ok(ProjectEndpoint { name, target, routes, queueing })
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Exchange {
     pub(crate) received_at: Timestamp,
     /// Whether the sender spoke HTTP/2.
     pub(crate) http2: bool,
+    /// Whether it came out of the relay's queue, at last.
+    pub(crate) queued: bool,
     /// What was sent.
     pub(crate) request: Request,
     /// What that is as a webhook.
@@ -64,9 +66,16 @@ impl Exchange {
             duration: last.map_or(Duration::ZERO, |last| last.duration),
             bytes: self.request.body.size,
             attempt: last.map_or(0, |last| last.number),
+            queued: self.queued_for(),
             is_wanted: true,
             is_own: self.is_own(),
         }
+    }
+
+    /// How long it was in the queue before its last attempt, if it was.
+    pub(crate) fn queued_for(&self) -> Option<Duration> {
+        let last = self.attempts.last().filter(|_| self.queued)?;
+        Some(Duration::try_from(last.at.duration_since(self.received_at)).unwrap_or_default())
     }
 
     /// Whether the client answered it in the app's place.
@@ -214,6 +223,8 @@ pub struct Delivered {
     pub bytes: u64,
     /// Which attempt this was, from 1.
     pub attempt: u32,
+    /// How long it was in the relay's queue, if it was.
+    pub queued: Option<Duration>,
     /// Whether the client's filter takes it.
     pub is_wanted: bool,
     /// Whether the client answered it by itself, and the app never saw it.
@@ -250,6 +261,7 @@ impl Delivered {
             duration: Duration::ZERO,
             bytes: 0,
             attempt: head.attempt,
+            queued: head.queued.then(|| since(head.received_at_us)),
             is_wanted: true,
             is_own: false,
         }
@@ -265,6 +277,12 @@ impl Delivered {
     pub fn is_ok(&self) -> bool {
         self.outcome.is_ok()
     }
+}
+
+/// How long ago that was, by the clock on the wall.
+fn since(us: u64) -> Duration {
+    let then = std::time::UNIX_EPOCH + Duration::from_micros(us);
+    std::time::SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 impl Outcome {

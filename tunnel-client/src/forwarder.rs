@@ -1,6 +1,7 @@
 //! Puts deliveries to the local app, over connections that are kept.
 
 mod app;
+mod attempts;
 mod body;
 mod refusal;
 mod tls;
@@ -10,10 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::head::{Failure, RequestHead};
+use hookway_protocol::message::is_below;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRAILER, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{Request, Response};
+use tokio_util::sync::CancellationToken;
 
+pub(crate) use attempts::{Arrival, Attempts, Place};
 pub(crate) use body::{OutBody, Progress, Streaming};
 pub(crate) use refusal::AppBody;
 
@@ -22,6 +26,9 @@ use crate::target::Target;
 use crate::webhook::{Policy, Webhooks};
 use app::{App, Patience};
 use refusal::HostHint;
+
+/// An app that does not listen is waited for so long by a delivery that was queued.
+const QUEUED_WAIT: Duration = Duration::from_secs(60);
 
 /// How deliveries are put to the app.
 #[derive(Clone, Debug)]
@@ -118,6 +125,10 @@ pub(crate) struct Forwarder {
     pub(crate) webhooks: Webhooks,
     apps: Vec<App>,
     host_hint: Arc<HostHint>,
+    /// Attempts that come at once.
+    pub(crate) attempts: Arc<Attempts>,
+    /// The client is leaving: no app is waited for any more.
+    pub(crate) leaving: CancellationToken,
 }
 
 impl Forwarder {
@@ -130,7 +141,14 @@ impl Forwarder {
         let webhooks = Webhooks::new(settings.webhooks.clone(), origins, events.clone());
         // They are told once.
         settings.webhooks.notes.clear();
-        Arc::new(Self { settings, webhooks, apps, host_hint })
+        Arc::new(Self {
+            settings,
+            webhooks,
+            apps,
+            host_hint,
+            attempts: Arc::default(),
+            leaving: CancellationToken::new(),
+        })
     }
 
     /// The routes, and whether their apps answer, if that is known.
@@ -152,6 +170,11 @@ impl Forwarder {
             return Err(Failed { failure: Failure::Refused, short: "no route".into(), message });
         };
         let app = &self.apps[index];
+        let Settings { mut wait_app, timeout, .. } = self.settings;
+        if head.queued {
+            // Nobody waits for its answer, and the relay has others under other paths meanwhile.
+            wait_app = wait_app.max(QUEUED_WAIT);
+        }
         let grpc = head.http2 && is_grpc(&head);
         let host = head.headers.get(&HOST).cloned();
         let request = self.request(&self.settings.routes[index], head, body).ok_or_else(|| Failed {
@@ -159,9 +182,8 @@ impl Forwarder {
             short: "bad path".into(),
             message: "the path does not fit behind the target's".into(),
         })?;
-        let Settings { wait_app, timeout, .. } = self.settings;
         let _ = progress.url.set(format!("{}{}", app.target().origin(), request.uri()));
-        let answer = app.send(request, grpc, Patience { wait_app, timeout, progress }).await?;
+        let answer = app.send(request, grpc, Patience { wait_app, timeout, progress, leaving: &self.leaving }).await?;
         progress.answered();
         Ok(self.host_hint.watch(answer, host.as_ref(), progress.reply.clone()))
     }
@@ -190,7 +212,7 @@ impl Forwarder {
             }
         };
         insert("hookway-delivery", head.id.to_string());
-        if head.attempt > 1 {
+        if head.attempt > 1 || head.queued {
             insert("hookway-attempt", head.attempt.to_string());
             let at = jiff::Timestamp::from_microsecond(i64::try_from(head.received_at_us).ok()?).ok()?;
             insert("hookway-received-at", at.to_string());
@@ -222,10 +244,7 @@ impl Route {
     }
 
     fn takes(&self, endpoint: &str, path: &str) -> bool {
-        self.endpoint.as_deref().is_none_or(|own| own == endpoint)
-            && path.strip_prefix(self.prefix.as_str()).is_some_and(|rest| {
-                self.prefix.is_empty() || rest.is_empty() || rest.starts_with('/') || self.prefix.ends_with('/')
-            })
+        self.endpoint.as_deref().is_none_or(|own| own == endpoint) && is_below(path, &self.prefix)
     }
 }
 

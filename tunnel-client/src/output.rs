@@ -16,7 +16,7 @@ use crate::events::Event;
 use crate::exchange::{Delivered, Exchange, Outcome, Verdict};
 use crate::harmless;
 use crate::mask::{self, Secrets};
-use crate::tunnel::Welcomed;
+use crate::tunnel::{Backlog, Welcomed};
 use crate::view;
 
 /// When the client stops, a reader that has paused is waited for so long.
@@ -219,6 +219,31 @@ impl Output {
             self.line(&format!("  {:<13} {}", "Notice", harmless::text(&welcomed.notice, 300)));
         }
         self.line(&format!("  {:<13} Ctrl-C\n", "Quit"));
+        self.backlogs(welcomed);
+    }
+
+    /// What waited while nobody was connected.
+    fn backlogs(self, welcomed: &Welcomed) {
+        for Backlog { endpoint, waiting, dead_letters } in &welcomed.backlogs {
+            if self.json {
+                self.json(&json!({
+                    "event": "backlog", "endpoint": endpoint, "waiting": waiting, "dead_letters": dead_letters,
+                }));
+                continue;
+            }
+            let endpoint = harmless::text(endpoint, 63);
+            match waiting {
+                0 => {}
+                1 => self.note(&format!("{endpoint}: 1 delivery has waited and comes now")),
+                many => self.note(&format!("{endpoint}: {many} deliveries have waited and come now")),
+            }
+            let next = "to try them again:  hookway-relay queue retry --endpoint";
+            match dead_letters {
+                0 => {}
+                1 => self.note(&format!("{endpoint}: 1 dead letter; {next} {endpoint}")),
+                many => self.note(&format!("{endpoint}: {many} dead letters; {next} {endpoint}")),
+            }
+        }
     }
 
     fn title(self, banner: &Banner) {
@@ -246,8 +271,12 @@ impl Output {
             Event::Delivered(_) => {}
             Event::Up(welcomed) if self.json => {
                 self.json(&json!({"event": "session", "state": "up", "transport": welcomed.transport}));
+                self.backlogs(welcomed);
             }
-            Event::Up(_) => self.note("connected again"),
+            Event::Up(welcomed) => {
+                self.note("connected again");
+                self.backlogs(welcomed);
+            }
             Event::Down { reason } if self.json => {
                 self.json(&json!({"event": "session", "state": "down", "reason": reason}));
             }
@@ -351,6 +380,9 @@ fn tags(delivered: &Delivered) -> Vec<String> {
     if let Some(original) = webhook.duplicate_of {
         tags.push(format!("duplicate of {}", shortest_id(original)));
     }
+    if let Some(queued) = delivered.queued {
+        tags.push(format!("queued {}", shown_wait(queued)));
+    }
     if delivered.attempt > 1 && delivered.replay_of.is_none() {
         tags.push(format!("attempt {}", delivered.attempt));
     }
@@ -433,6 +465,7 @@ fn delivery_json(delivered: &Delivered) -> serde_json::Value {
         "duplicate_of": webhook.duplicate_of.map(|id| id.to_string()),
         "deadline_ms": webhook.deadline.map(view::millis),
         "acked_ms": webhook.acked.map(view::millis),
+        "queued_ms": delivered.queued.map(view::millis),
     })
 }
 
@@ -442,6 +475,15 @@ fn shown_duration(duration: Duration) -> String {
         ms if ms < 9.95 => format!("{ms:.1} ms"),
         ms if ms < 9_999.5 => format!("{ms:.0} ms"),
         ms => format!("{:.1} s", ms / 1000.0),
+    }
+}
+
+/// A wait as people say it: `40 s`, `4 min`, `3 h`.
+fn shown_wait(wait: Duration) -> String {
+    match wait.as_secs() {
+        seconds @ 0..100 => format!("{seconds} s"),
+        seconds @ 100..6000 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
     }
 }
 
@@ -473,6 +515,7 @@ mod tests {
             duration: Duration::from_millis(12),
             bytes: 2100,
             attempt: 1,
+            queued: None,
             is_wanted: true,
             is_own: false,
         }

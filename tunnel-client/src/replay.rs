@@ -113,6 +113,8 @@ impl Replayer {
             whole: true,
             upgrade: None,
             http2: original.http2,
+            queued: false,
+            sealed: false,
         };
         let as_new = is_edit || edits.as_sent;
         if as_new {
@@ -225,6 +227,8 @@ pub(crate) fn own_head(method: Method, target: PathAndQuery, headers: Headers) -
         whole: true,
         upgrade: None,
         http2: false,
+        queued: false,
+        sealed: false,
     }
 }
 

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hookway_protocol::host::Host;
-use hookway_protocol::message::Code;
+use hookway_protocol::message::{Code, Queueing};
+use hookway_protocol::seal::OpeningKey;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +72,10 @@ pub(crate) struct Settings {
     pub(crate) token: String,
     /// Names to serve. An empty one asks for a random name.
     pub(crate) endpoints: Vec<String>,
+    /// What the relay is to do with deliveries.
+    pub(crate) queueing: Queueing,
+    /// Opens what was sealed to this client.
+    pub(crate) opening_key: Option<Arc<OpeningKey>>,
 }
 
 impl fmt::Debug for Settings {
@@ -95,6 +100,19 @@ pub struct Welcomed {
     pub notice: String,
     /// What carries the link.
     pub transport: &'static str,
+    /// What waited while nobody was connected, by endpoint.
+    pub backlogs: Vec<Backlog>,
+}
+
+/// What waited for an endpoint while nobody was connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// The endpoint.
+    pub endpoint: String,
+    /// Deliveries that come now.
+    pub waiting: u64,
+    /// Deliveries that are tried no more.
+    pub dead_letters: u64,
 }
 
 /// The relay could not be reached, or refused.

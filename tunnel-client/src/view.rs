@@ -49,7 +49,7 @@ pub(crate) fn summary(exchange: &Exchange, secrets: Secrets) -> Value {
         "duplicate_of": webhook.duplicate_of.map(|id| id.to_string()),
         "deadline_ms": webhook.deadline.map(millis),
         "acked_ms": webhook.acked.map(millis),
-        "queued_ms": null,
+        "queued_ms": exchange.queued_for().map(millis),
         "pinned": exchange.pinned,
     })
 }
@@ -77,7 +77,7 @@ pub(crate) fn detail(exchange: &Exchange, secrets: Secrets) -> Value {
             "client_received_at": client_at.map(micros),
             // A replay comes from no relay.
             "relay_to_client_ms": transit.filter(|_| exchange.replay_of.is_none()),
-            "queued_ms": null,
+            "queued_ms": exchange.queued_for().map(millis),
             "connect_ms": last.and_then(|last| last.connect).map(millis),
             "first_byte_ms": last.and_then(|last| last.first_byte).map(millis),
             "done_ms": last.and_then(|last| took(last.duration)),

@@ -90,6 +90,18 @@ impl Own {
         Self { status: StatusCode::UNAUTHORIZED, message, is_for_later: false }
     }
 
+    /// An earlier attempt has reached the app meanwhile.
+    pub(crate) fn taken_before() -> Self {
+        let message = "the app took an earlier attempt".to_owned();
+        Self { status: StatusCode::OK, message, is_for_later: false }
+    }
+
+    /// A later attempt is under way, or was.
+    pub(crate) fn overtaken() -> Self {
+        let message = "a later attempt has overtaken this one".to_owned();
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, message, is_for_later: true }
+    }
+
     /// A body is too long for its signature to be checked first.
     pub(crate) fn too_large() -> Self {
         let message = "a body over 1 MiB is not taken with --require-signature: it would reach the app before its signature can \

@@ -9,7 +9,7 @@ use hookway_protocol::link::StreamError;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{HeaderName, Response, StatusCode};
 
-use crate::delivery::{ReplyBody, Undelivered};
+use crate::delivery::{ReplyBody, Undelivered, Unqueued};
 use crate::limits::Refusal;
 use crate::public::InboundError;
 
@@ -61,6 +61,11 @@ impl Answer {
         let text = "the header fields are too many or too long for this relay";
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         Self { close: true, ..Self::new(status, "head_too_large", text) }
+    }
+
+    /// It is on disk, and the client gets it when it can.
+    pub(super) fn queued() -> Self {
+        Self::new(StatusCode::ACCEPTED, "queued", "queued: the delivery is kept until the client has it")
     }
 
     /// The client passes on what cannot be an app's answer.
@@ -131,13 +136,27 @@ impl From<Undelivered> for Answer {
                 let text = "the client gave the delivery up before it answered";
                 return Self::new(StatusCode::BAD_GATEWAY, "aborted", text);
             }
-            Undelivered::Lost(StreamError::Lost(_)) => {
+            Undelivered::Lost(StreamError::Lost(_)) | Undelivered::Silent => {
                 ("lost", "the client was lost before it answered; try again later")
             }
             Undelivered::TimedOut => {
                 return Self::new(StatusCode::GATEWAY_TIMEOUT, "client_timeout", "the client did not answer in time");
             }
-            Undelivered::Body(error) => return error.into(),
+            Undelivered::Unqueued(Unqueued::Body(InboundError::TooLarge(limit))) => {
+                let text =
+                    format!("nobody takes it just now, and the body is over the {limit} bytes that can be queued");
+                return Self { close: true, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text) };
+            }
+            Undelivered::Body(error) | Undelivered::Unqueued(Unqueued::Body(error)) => return error.into(),
+            Undelivered::Unqueued(Unqueued::Full) => {
+                ("queue_full", "the client is away and its queue is full; try again later")
+            }
+            Undelivered::Unqueued(Unqueued::DiskFull) => {
+                ("disk_full", "this relay has no room on its disk; try again later")
+            }
+            Undelivered::Unqueued(Unqueued::Store(_) | Unqueued::Passed | Unqueued::NoKey | Unqueued::Closed) => {
+                ("store", "this relay cannot keep the delivery just now; try again later")
+            }
         };
         Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, text) }
     }

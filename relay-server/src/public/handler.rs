@@ -23,6 +23,7 @@ use super::inbound::{Inbound, InboundLimits};
 use super::sender::Sender;
 use crate::delivery::{Body, Delivery, Reply, ReplyBody};
 use crate::metrics::{self, Metrics, Up};
+use crate::queue::Queue;
 use crate::relay;
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Endpoint, Registry};
@@ -39,6 +40,7 @@ pub(crate) struct Handler {
     /// The port of the URL that plain HTTP is redirected to.
     pub(crate) https_port: u16,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
 }
@@ -114,6 +116,7 @@ impl Handler {
             }
             (Reply::Switched(..), None) => Err(Answer::no_http()),
             (Reply::Failed(failure, message), _) => Err(Answer::failed(failure, message)),
+            (Reply::Queued, _) => Ok(Answer::queued().response(Some(id), false)),
         }
     }
 
@@ -128,7 +131,8 @@ impl Handler {
     ) -> Result<Reply, Answer> {
         if head.upgrade.is_some() {
             let pass = Some(endpoint.enter()?);
-            return Ok(relay::deliver(&endpoint, Delivery { head, body: Body::Upgrade, pass }).await?);
+            let delivery = Delivery { head, body: Body::Upgrade, pass, room: None, keep: None };
+            return Ok(relay::deliver(&self.queue, &endpoint, delivery).await?);
         }
         let announced = body.size_hint().exact();
         let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
@@ -136,16 +140,17 @@ impl Handler {
         let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone(), sender);
         if announced.is_none_or(|length| length > hookway_protocol::WHOLE_BODY as u64) {
             let pass = Some(endpoint.enter()?);
-            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass };
-            return Ok(relay::deliver(&endpoint, delivery).await?);
+            let delivery = Delivery { head, body: Body::Stream(Some(inbound)), pass, room: None, keep: None };
+            return Ok(relay::deliver(&self.queue, &endpoint, delivery).await?);
         }
+        let queue = self.queue.clone();
         let deliver = async move {
             // Only a delivery that is whole takes a place: bodies that do not come hold none.
-            let ((bytes, trailers), _room) = inbound.whole().await?;
+            let ((bytes, trailers), room) = inbound.whole(max_body).await?.unwrap_or_default();
             let pass = Some(endpoint.enter()?);
             let head = RequestHead { whole: true, ..head };
-            let delivery = Delivery { head, body: Body::Whole(bytes, trailers), pass };
-            relay::deliver(&endpoint, delivery).await.map_err(Answer::from)
+            let delivery = Delivery { head, body: Body::Whole(bytes, trailers), pass, room: Some(room), keep: None };
+            relay::deliver(&queue, &endpoint, delivery).await.map_err(Answer::from)
         };
         CarriedOut::new(deliver, &self.shutdown.work).await
     }
@@ -266,6 +271,8 @@ fn head(
         whole: false,
         upgrade: upgrade(request),
         http2: request.version() == Version::HTTP_2,
+        queued: false,
+        sealed: false,
     };
     head.fits().then_some(head).ok_or_else(Answer::head_too_large)
 }

@@ -16,11 +16,13 @@ use quinn::{EndpointConfig, Incoming, TokioRuntime};
 use tokio::sync::mpsc;
 
 use super::Config;
-use super::handshake::{Doorkeeper, Refusal, Urls, released_meanwhile, too_many_sessions};
+use super::drain::drain;
+use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, not_kept, released_meanwhile, too_many_sessions};
 use super::registry::{Claim, Registry};
 use super::session::{Common, Session};
 use crate::limits::{Counter, PerAddress};
 use crate::metrics::{self, Metrics, Up};
+use crate::queue::Queue;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError};
 
@@ -30,6 +32,7 @@ pub(crate) struct Tunnel {
     endpoint: quinn::Endpoint,
     config: Config,
     doorkeeper: Doorkeeper,
+    queue: Arc<Queue>,
     common: Common,
     shutdown: Shutdown,
     handshakes: Arc<Counter>,
@@ -41,7 +44,8 @@ pub(crate) struct Tunnel {
 /// What the tunnel is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
@@ -67,13 +71,14 @@ impl Tunnel {
         // With the key of the run before, clients of that run learn at once that it is over (RFC 9000 §10.3).
         let reset = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &parts.reset_key)));
         let endpoint = quinn::Endpoint::new(reset, Some(server), socket, runtime)?;
-        let Parts { store, registry, metrics, shutdown, urls, .. } = parts;
+        let Parts { store, queue, registry, metrics, shutdown, urls, .. } = parts;
         let uploads = shutdown.work.clone();
         let common = Common { uploads, reply_timeout: config.reply_timeout, reply_bytes: metrics.reply_bytes.clone() };
         Ok(Arc::new(Self {
             endpoint,
             config,
             doorkeeper: Doorkeeper::new(store, registry, metrics, config, urls),
+            queue,
             common,
             shutdown,
             handshakes: Arc::new(Counter::new(config.max_handshakes)),
@@ -166,6 +171,10 @@ impl Tunnel {
         let registry = &self.doorkeeper.registry;
         let claims: Option<Vec<Claim>> = granted.names.iter().map(|name| registry.claim(name, &session)).collect();
         let claims = claims.ok_or_else(released_meanwhile)?;
+        for claim in &claims {
+            let asked = asked_for(hello, &claim.endpoint.name);
+            self.queue.ask(&claim.endpoint.waiting, asked).await.map_err(|error| not_kept(&error))?;
+        }
         let up = Up::new(&self.doorkeeper.metrics.sessions);
         Ok((self.doorkeeper.welcome(&granted, id), Served { claims, released, listed, _up: up }))
     }
@@ -188,7 +197,17 @@ impl Tunnel {
         tracing::Span::current().record("session", &session.id).record("owner", session.grant.owner.as_str());
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
         tracing::info!(remote = %session.link.remote(), endpoints = names.join(" "), "client connected");
-        let end = self.talk(control, session, claims, released).await;
+        let served: Vec<_> = claims.iter().map(|claim| (claim.endpoint.clone(), claim.over.clone())).collect();
+        // What waits is handed over while it talks.
+        let drains = async {
+            let all = served.iter().map(|(endpoint, over)| drain(&self.queue, endpoint, session, over, &self.shutdown));
+            futures_util::future::join_all(all).await;
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        let end = tokio::select! {
+            end = self.talk(control, session, claims, released) => end,
+            never = drains => match never {},
+        };
         if matches!(end, LinkError::TimedOut | LinkError::Broken(_)) {
             self.doorkeeper.metrics.links_lost.inc();
         }

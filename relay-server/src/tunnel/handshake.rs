@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::{Control, Link, StreamError};
 use hookway_protocol::message::{
-    ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, Refused, RelayMessage, Welcome,
+    ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, Queueing, Refused, RelayMessage, Welcome,
 };
+use hookway_protocol::seal;
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 
 use super::Config;
@@ -16,16 +17,20 @@ use super::registry::{ClaimError, Registry};
 use crate::auth::{self, Grant, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics::{self, Metrics};
-use crate::store::{Store, TokenRow};
+use crate::queue::Depth;
+use crate::store::{MAX_PATH, Store, StoreError, TokenRow};
 
 /// Wrong tokens from one address before it is not heard for a while.
 const MAX_FAILURES: u32 = 10;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 
+/// Rules of one client; the rest is left out.
+const MAX_RULES: usize = 64;
+
 /// Checks hellos.
 #[derive(Debug)]
 pub(super) struct Doorkeeper {
-    pub(super) store: Store,
+    pub(super) store: Arc<dyn Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) metrics: Arc<Metrics>,
     config: Config,
@@ -43,7 +48,7 @@ pub(crate) struct Urls {
 }
 
 impl Urls {
-    fn of(&self, name: &EndpointName) -> Endpoint {
+    fn of(&self, name: &EndpointName, depth: Depth) -> Endpoint {
         let url = |scheme, port, usual| match port {
             port if port == usual => format!("{scheme}://{name}.{}", self.domain),
             port => format!("{scheme}://{name}.{}:{port}", self.domain),
@@ -51,6 +56,8 @@ impl Urls {
         Endpoint {
             name: name.to_string(),
             url: url("https", self.https_port, 443),
+            waiting: depth.count,
+            dead_letters: depth.dead,
             more_urls: self.http_port.map(|port| url("http", port, 80)).into_iter().collect(),
         }
     }
@@ -70,7 +77,7 @@ pub(super) type Refusal = (Refused, &'static str);
 
 impl Doorkeeper {
     pub(super) fn new(
-        store: Store,
+        store: Arc<dyn Store>,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         config: Config,
@@ -105,11 +112,15 @@ impl Doorkeeper {
         Welcome {
             version: granted.version,
             session,
-            endpoints: granted.names.iter().map(|name| self.urls.of(name)).collect(),
+            endpoints: granted.names.iter().map(|name| self.urls.of(name, self.depth(name))).collect(),
             notice: String::new(),
             owner: granted.grant.owner.as_str().to_owned(),
             features: vec![],
         }
+    }
+
+    fn depth(&self, name: &EndpointName) -> Depth {
+        self.registry.find(name.as_str()).map(|endpoint| endpoint.waiting.depth()).unwrap_or_default()
     }
 
     /// Whether a hello is good, and what it gets.
@@ -171,6 +182,21 @@ impl Doorkeeper {
             }
         }
     }
+}
+
+/// What a client asks for that endpoint's deliveries, as far as it makes sense.
+pub(super) fn asked_for(hello: &Hello, name: &EndpointName) -> Queueing {
+    let mut asked = hello.queueing.clone().unwrap_or_default();
+    asked.rules.retain(|rule| rule.endpoint.is_empty() || rule.endpoint == name.as_str());
+    asked.rules.retain(|rule| rule.prefix.len() <= MAX_PATH);
+    asked.rules.truncate(MAX_RULES);
+    asked.seal_key.truncate(seal::PUBLIC_KEY);
+    asked
+}
+
+pub(super) fn not_kept(error: &StoreError) -> Refusal {
+    tracing::error!(%error, "what a client asks for cannot be kept");
+    (refused(Code::Limit, "the relay cannot keep what the client asks for just now", "try again in a minute"), "store")
 }
 
 fn wrong_token() -> Refusal {

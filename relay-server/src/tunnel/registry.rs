@@ -1,15 +1,18 @@
 //! Which endpoints there are, who owns them and which session serves them now.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use hookway_protocol::host::EndpointName;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use super::names;
 use super::session::Session;
 use crate::auth::{Grant, Owner};
 use crate::limits::{self, Gate, Pass, Refusal};
-use crate::store::{Store, StoreError};
+use crate::queue::{Queue, Waiting};
+use crate::store::{EndpointId, EndpointRow, Store, StoreError};
 
 /// All endpoints, by name.
 #[derive(Debug)]
@@ -17,7 +20,8 @@ pub(crate) struct Registry {
     endpoints: RwLock<HashMap<EndpointName, Arc<Endpoint>>>,
     /// One gate an owner, as long as any endpoint of his is known.
     gates: Mutex<HashMap<Owner, Weak<Gate>>>,
-    store: Store,
+    store: Arc<dyn Store>,
+    queue: Arc<Queue>,
     /// Held while the store is read or changed and what came of it taken over here.
     changes: tokio::sync::Mutex<()>,
     limits: limits::Config,
@@ -26,11 +30,28 @@ pub(crate) struct Registry {
 /// A public host name. It outlives the sessions that serve it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    id: EndpointId,
     pub(crate) name: EndpointName,
+    /// What waits for it.
+    pub(crate) waiting: Arc<Waiting>,
     owner: Owner,
     gate: Gate,
     owner_gate: Arc<Gate>,
-    session: RwLock<Option<Arc<Session>>>,
+    serving: RwLock<Option<Serving>>,
+}
+
+/// Who serves an endpoint.
+#[derive(Debug)]
+struct Serving {
+    session: Arc<Session>,
+    /// Cancelled when it does no more.
+    over: CancellationToken,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
 }
 
 /// Why a name was not given to a client.
@@ -53,7 +74,8 @@ pub(crate) enum ClaimError {
 impl Endpoint {
     /// The session that serves it now.
     pub(crate) fn session(&self) -> Option<Arc<Session>> {
-        self.session.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        serving.as_ref().map(|serving| serving.session.clone())
     }
 
     /// A place for one more delivery.
@@ -63,15 +85,15 @@ impl Endpoint {
 
     /// Tells the session that serves it that the name is its owner's no more.
     fn released(&self) {
-        if let Some(session) = self.session.write().unwrap_or_else(PoisonError::into_inner).take() {
-            session.released(&self.name, "the operator released it");
+        if let Some(serving) = self.serving.write().unwrap_or_else(PoisonError::into_inner).take() {
+            serving.session.released(&self.name, "the operator released it");
         }
     }
 
     /// Takes `session` off the endpoint, unless another has it by now.
     pub(crate) fn left(&self, session: &Arc<Session>) {
-        let mut current = self.session.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+        let mut current = self.serving.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.session, session)) {
             *current = None;
         }
     }
@@ -82,6 +104,8 @@ impl Endpoint {
 #[must_use]
 pub(crate) struct Claim {
     pub(crate) endpoint: Arc<Endpoint>,
+    /// Cancelled when the session does not serve the endpoint any more.
+    pub(super) over: CancellationToken,
     session: Arc<Session>,
 }
 
@@ -93,10 +117,15 @@ impl Drop for Claim {
 
 impl Registry {
     /// The registry of the endpoints in the store.
-    pub(crate) async fn open(store: Store, limits: limits::Config) -> Result<Self, StoreError> {
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        queue: Arc<Queue>,
+        limits: limits::Config,
+    ) -> Result<Self, StoreError> {
         let (endpoints, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::Mutex::default());
-        let registry = Self { endpoints, gates, store, changes, limits };
-        registry.reload().await?;
+        let registry = Self { endpoints, gates, store, queue, changes, limits };
+        registry.refresh().await?;
+        registry.queue.load().await?;
         Ok(registry)
     }
 
@@ -104,25 +133,33 @@ impl Registry {
         self.endpoints.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Takes over what another process changed: released names go, and whoever serves them is told.
+    /// Takes over what another process changed: released names go, and whoever serves them is told; dead letters wait
+    /// again.
     pub(crate) async fn reload(&self) -> Result<(), StoreError> {
+        self.refresh().await?;
+        self.queue.take_over().await
+    }
+
+    async fn refresh(&self) -> Result<(), StoreError> {
         let _changes = self.changes.lock().await;
         let rows = self.store.endpoints().await?;
-        let owners: HashMap<EndpointName, Owner> =
-            rows.iter().filter_map(|row| Some((row.name.parse().ok()?, row.owner.as_str().into()))).collect();
+        let rows: HashMap<EndpointName, EndpointRow> =
+            rows.into_iter().filter_map(|row| Some((row.name.parse().ok()?, row))).collect();
         let mut gone = Vec::new();
         {
             let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
             endpoints.retain(|name, endpoint| {
-                let stays = owners.get(name) == Some(&endpoint.owner);
+                let stays = rows.get(name).is_some_and(|row| row.id == endpoint.id);
                 if !stays {
                     gone.push(endpoint.clone());
                 }
                 stays
             });
-            for (name, owner) in owners {
-                endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, owner));
+            let ids: HashSet<EndpointId> = rows.values().map(|row| row.id).collect();
+            for (name, row) in rows {
+                endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, &row));
             }
+            self.queue.retain(|id| ids.contains(&id));
         }
         gone.iter().for_each(|endpoint| endpoint.released());
         Ok(())
@@ -146,14 +183,14 @@ impl Registry {
             return Err(ClaimError::NotAllowed(name.clone(), grant.patterns()));
         }
         let _changes = self.changes.lock().await;
-        match self.store.claim_endpoint(name, &grant.owner, most).await? {
+        let row = match self.store.claim_endpoint(name, grant.owner.as_str(), most, Timestamp::now()).await? {
             None => return Err(ClaimError::TooMany(most)),
-            Some(owner) if owner != grant.owner => return Err(ClaimError::Taken(name.clone())),
-            Some(_) => {}
-        }
+            Some(row) if row.owner != grant.owner.as_str() => return Err(ClaimError::Taken(name.clone())),
+            Some(row) => row,
+        };
         let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
-        if endpoints.get(name).is_none_or(|endpoint| endpoint.owner != grant.owner) {
-            let before = endpoints.insert(name.clone(), self.endpoint(name.clone(), grant.owner.clone()));
+        if endpoints.get(name).is_none_or(|endpoint| endpoint.id != row.id) {
+            let before = endpoints.insert(name.clone(), self.endpoint(name.clone(), &row));
             drop(endpoints);
             // Another owner's, released a moment ago.
             before.iter().for_each(|endpoint| endpoint.released());
@@ -164,17 +201,21 @@ impl Registry {
     /// Lets a session serve a name, if its owner still has it. A session that served it until now is told.
     pub(super) fn claim(&self, name: &EndpointName, session: &Arc<Session>) -> Option<Claim> {
         let endpoint = self.find(name.as_str()).filter(|endpoint| endpoint.owner == session.grant.owner)?;
-        let before = endpoint.session.write().unwrap_or_else(PoisonError::into_inner).replace(session.clone());
+        let over = CancellationToken::new();
+        let serving = Serving { session: session.clone(), over: over.clone() };
+        let before = endpoint.serving.write().unwrap_or_else(PoisonError::into_inner).replace(serving);
         if let Some(before) = before {
-            before.released(name, "another client of the same token has taken it over");
+            before.session.released(name, "another client of the same token has taken it over");
         }
-        Some(Claim { endpoint, session: session.clone() })
+        Some(Claim { endpoint, over, session: session.clone() })
     }
 
-    fn endpoint(&self, name: EndpointName, owner: Owner) -> Arc<Endpoint> {
+    fn endpoint(&self, name: EndpointName, row: &EndpointRow) -> Arc<Endpoint> {
+        let owner = Owner::from(row.owner.as_str());
+        let waiting = self.queue.of(row);
         let gate = Gate::new(self.limits.rate, self.limits.max_concurrent);
         let owner_gate = self.owner_gate(&owner);
-        Arc::new(Endpoint { name, owner, gate, owner_gate, session: RwLock::default() })
+        Arc::new(Endpoint { id: row.id, name, waiting, owner, gate, owner_gate, serving: RwLock::default() })
     }
 
     fn owner_gate(&self, owner: &Owner) -> Arc<Gate> {

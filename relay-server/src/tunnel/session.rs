@@ -1,5 +1,6 @@
 //! One connected client: exchanges over its streams.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use http::{HeaderMap, StatusCode};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::reply;
@@ -23,6 +25,9 @@ use crate::public::{Inbound, InboundError};
 
 /// Streams kept open for the next exchanges. Each costs both sides a little memory.
 const MAX_IDLE_STREAMS: usize = 64;
+
+/// Senders wait as little as 3 s: a delivery whose link shows no sign of life for so long is not left to it.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// One connected client.
 #[derive(Debug)]
@@ -75,20 +80,28 @@ impl Session {
     }
 
     async fn exchange(self: &Arc<Self>, delivery: &mut Delivery) -> Result<Reply, Undelivered> {
-        let Delivery { head, body, pass } = delivery;
+        let Delivery { head, body, pass, keep, .. } = delivery;
         let Stream { mut sender, mut receiver } = self.stream().await.map_err(Undelivered::Unsent)?;
         let mut out = BytesMut::with_capacity(1024);
         frame::put_head(&mut out, |out| head.encode(out));
         let (sender, mut upload) = match body {
             Body::Whole(bytes, trailers) => {
-                let sent = sender.send(&mut whole(out, bytes, trailers.as_ref())).await;
-                sent.map_err(Undelivered::Lost)?;
-                (Some(sender), None)
+                let mut pieces = whole(out, bytes, trailers.as_ref());
+                tokio::select! {
+                    biased;
+                    sent = sender.send(&mut pieces) => {
+                        sent.map_err(Undelivered::Lost)?;
+                        (Some(sender), None)
+                    }
+                    // A large one may not be wanted to its end; what was read of the answer is still there.
+                    () = receiver.readable() => (None, None),
+                    () = self.silence() => return Err(Undelivered::Silent),
+                }
             }
             Body::Stream(inbound) => {
                 // Passes by once.
                 let inbound = inbound.take().ok_or(Undelivered::Lost(StreamError::Aborted))?;
-                (None, Some(self.upload(sender, out, inbound)))
+                (None, Some(self.upload(sender, out, inbound, keep.take())))
             }
             Body::Upgrade => {
                 sender.send(&mut [out.freeze()]).await.map_err(Undelivered::Lost)?;
@@ -109,27 +122,47 @@ impl Session {
             biased;
             error = faulty => return Err(Undelivered::Body(error)),
             reply = receiver.frame() => reply,
+            () = self.silence(), if matches!(body, Body::Whole(..)) => return Err(Undelivered::Silent),
         };
         let reply = match reply {
             Ok(Some(Frame::Head(bytes))) => ReplyHead::decode(&bytes).map_err(StreamError::from),
             Ok(_) => Err(StreamError::Aborted),
             Err(error) => Err(error),
         };
+        if let (Err(_) | Ok(ReplyHead::Failed { .. }), Some(upload)) = (&reply, upload.as_mut()) {
+            // What was kept of it can be queued.
+            *body = Body::Stream(upload.take_back().await);
+        }
         let reply = reply.map_err(Undelivered::Lost)?;
-        upload.iter_mut().for_each(Upload::go_on);
+        if let (ReplyHead::App { .. }, Some(upload)) = (&reply, &mut upload) {
+            upload.go_on();
+        }
+        let is_whole = head.whole;
         match (reply, sender, &head.upgrade) {
             (ReplyHead::App { status: StatusCode::SWITCHING_PROTOCOLS, headers }, Some(sender), Some(_)) => {
                 Ok(Reply::Switched(headers, Stream { sender, receiver }, pass.take()))
             }
             (reply, sender, upgrade) => {
-                // A stream that asked for an upgrade carries nothing else.
-                let sender = sender.filter(|_| upgrade.is_none());
+                // A stream that asked for an upgrade, or carried a large body, carries nothing else.
+                let sender = sender.filter(|_| upgrade.is_none() && is_whole);
                 let body = reply::body(self, receiver, sender, pass.take()).map_err(Undelivered::Lost)?;
                 Ok(match reply {
                     ReplyHead::App { status, headers } => Reply::App(status, headers, body),
                     ReplyHead::Failed { failure, message } => Reply::Failed(failure, message),
                 })
             }
+        }
+    }
+
+    /// Waits until nothing has been heard from the client for [`SILENT_FOR`]; it says something more often than that.
+    async fn silence(&self) {
+        const LOOKS: u32 = 4;
+        let (mut heard, mut quiet) = (self.link.heard(), 0);
+        while quiet < LOOKS {
+            tokio::time::sleep(SILENT_FOR / LOOKS).await;
+            let now = self.link.heard();
+            quiet = if now == heard { quiet + 1 } else { 0 };
+            heard = now;
         }
     }
 
@@ -158,21 +191,24 @@ impl Session {
     }
 
     /// Sends a head and a streaming body in a task of its own, so that the reply can begin before it ends.
-    fn upload(&self, mut sender: Sender, out: BytesMut, inbound: Inbound) -> Upload {
+    fn upload(&self, mut sender: Sender, out: BytesMut, mut inbound: Inbound, keep: Option<u64>) -> Upload {
         let (told, fault) = oneshot::channel();
+        let (enough, forgotten) = (CancellationToken::new(), keep.map(|most| inbound.keep(most)));
+        let stop = enough.clone();
         let task = self.common.uploads.spawn(async move {
-            match body::send(&mut sender, out, inbound).await {
-                Ok(()) => sender.finish(),
+            match stop.run_until_cancelled(body::send(&mut sender, out, &mut inbound)).await {
+                Some(Ok(())) => sender.finish(),
                 // The client no longer wants it, and says so in its reply.
-                Err(Unsent::Stream(_)) => {}
-                Err(Unsent::Body { error, .. }) => {
+                None | Some(Err(Unsent::Stream(_))) => {}
+                Some(Err(Unsent::Body { error, .. })) => {
                     sender.reset();
                     // Whoever waited may have its reply already.
                     let _ = told.send(error);
                 }
             }
+            inbound
         });
-        Upload { fault, task: Some(task) }
+        Upload { fault, task: Some(task), enough, forgotten }
     }
 }
 
@@ -181,13 +217,23 @@ impl Session {
 struct Upload {
     /// What was wrong with the body, if that was why it ended.
     fault: oneshot::Receiver<InboundError>,
-    task: Option<JoinHandle<()>>,
+    task: Option<JoinHandle<Inbound>>,
+    enough: CancellationToken,
+    /// Told when the body will not be needed again.
+    forgotten: Option<Arc<AtomicBool>>,
 }
 
 impl Upload {
     /// Lets it go on beside the reply.
     fn go_on(&mut self) {
         self.task = None;
+        self.forgotten.iter().for_each(|forgotten| forgotten.store(true, Ordering::Relaxed));
+    }
+
+    /// Ends it, and gives the body back where it stands.
+    async fn take_back(&mut self) -> Option<Inbound> {
+        self.enough.cancel();
+        self.task.take()?.await.ok()
     }
 }
 

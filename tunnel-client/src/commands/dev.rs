@@ -17,14 +17,15 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
-use super::forward::{STEPPING, Stop, Watch, connect, follow};
+use super::forward::{STEPPING, Stop, Watch, connect, follow, sealing};
 use super::{block_on, send};
-use crate::cli::{HistoryArgs, InspectArgs};
+use crate::cli::{HistoryArgs, InspectArgs, QueueingArgs};
 use crate::client::Options;
 use crate::config;
 use crate::forwarder::HostHeader;
 use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output};
+use crate::queueing::Queueing;
 use crate::signature::{Known, Rule, Signer};
 use crate::target::Target;
 use crate::webhook::Policy;
@@ -41,6 +42,7 @@ pub(super) struct Dev {
     pub(super) http: SocketAddr,
     pub(super) https: SocketAddr,
     pub(super) once: bool,
+    pub(super) queueing: QueueingArgs,
     pub(super) policy: Policy,
     pub(super) history: HistoryArgs,
     pub(super) inspect: InspectArgs,
@@ -61,7 +63,7 @@ pub(super) fn run(mut dev: Dev, output: Output) -> Result<ExitCode, Failure> {
         let token = make_token(&server).await?;
         let end = forward(&dev, &secret, &server, &token, started, output, stop).await;
         // Only its own: another `hookway dev` may run beside this one.
-        let _ = server.store().revoke_tokens(&token.row.id).await;
+        let _ = server.store().revoke_tokens(&token.row.id, jiff::Timestamp::now()).await;
         server.shutdown().await;
         end
     })
@@ -140,8 +142,8 @@ async fn start_relay(dev: &Dev) -> Result<Server, Failure> {
     config.admin.admin = None;
     config.limits.rate = Rate::OFF;
     config.limits.token_rate = Rate::OFF;
-    let (mut http, mut https) = (dev.http, dev.https);
-    for _ in 0..=2 * MORE_PORTS {
+    let (mut http, mut https, mut folders) = (dev.http, dev.https, 1);
+    for _ in 0..=3 * MORE_PORTS {
         config.public.http = Some(http);
         config.public.https = https;
         match Server::bind(config.clone()).await {
@@ -149,6 +151,11 @@ async fn start_relay(dev: &Dev) -> Result<Server, Failure> {
             Err(BindError::Listen { address, source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
                 let taken = if address == http { &mut http } else { &mut https };
                 taken.set_port(taken.port().saturating_add(1));
+            }
+            // Another `hookway dev` has that one.
+            Err(BindError::InUse(_)) if folders < MORE_PORTS => {
+                folders += 1;
+                config.data_dir = config::data_dir()?.join(format!("dev-{folders}"));
             }
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -187,6 +194,9 @@ fn options(server: &Server, dev: &Dev, target: &Target, token: &NewToken) -> Res
             forward.timeout = STEPPING;
         }
     });
+    let rules = dev.queueing.asked().rules("", std::iter::empty(), &Queueing::default());
+    let options = options.queueing(rules, dev.queueing.drain_concurrency);
+    let options = sealing(options, dev.queueing.seal)?;
     let options = options.name(dev.name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
     Ok(match server.ca() {
         Some(ca) => options.relay_ca(ca),

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::message::Code;
+use hookway_protocol::message::{Code, Rule};
+use hookway_protocol::seal::OpeningKey;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::block_on;
@@ -16,6 +17,7 @@ use crate::events::Event;
 use crate::forwarder::Route;
 use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output, PRINTED_IN};
+use crate::queueing::Queueing;
 use crate::target::Target;
 use crate::tunnel::ConnectError;
 use crate::webhook::Policy;
@@ -182,7 +184,7 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
     let strip = args.strip_prefix;
     let mut routes = Vec::new();
     let mut names: Vec<&EndpointName> = args.name.iter().collect();
-    for ProjectEndpoint { name, target, routes: more } in &files.endpoints {
+    for ProjectEndpoint { name, target, routes: more, .. } in &files.endpoints {
         let own = |prefix: &str, target: &Target| {
             let (endpoint, prefix, target) = (Some(name.to_string()), prefix.to_owned(), target.clone());
             Route { endpoint, prefix, target, strip }
@@ -236,6 +238,8 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
             forward.timeout = forward.timeout.max(STEPPING);
         }
     });
+    options = options.queueing(rules(args, files), args.queueing.drain_concurrency);
+    options = sealing(options, args.queueing.seal)?;
     options = options.filter(args.filter.clone().unwrap_or_default());
     let named = !names.is_empty();
     for name in names {
@@ -245,6 +249,38 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
         options = options.relay_ca(ca);
     }
     Ok(Asked { options, relay: shown, named })
+}
+
+/// Opens what was sealed to this machine's key, if it has one; asked to seal, it makes one.
+pub(super) fn sealing(options: Options, seal: bool) -> Result<Options, Failure> {
+    let failed = |error: std::io::Error| Failure::new(1, "the key for --seal cannot be used").cause(error.to_string());
+    let path = config::data_dir()?.join("seal.key");
+    let secret = match std::fs::read(&path) {
+        Ok(secret) => secret,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !seal => return Ok(options),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => config::create_key(&path).map_err(failed)?,
+        Err(error) => return Err(failed(error)),
+    };
+    let next = "move the file away; what was sealed to it cannot be opened without it";
+    let no_key = |_| Failure::new(1, format!("{} is no key", path.display())).next(next);
+    let key = OpeningKey::new(&secret).map_err(no_key)?;
+    let public = key.public().map_err(no_key)?;
+    Ok(options.opening_key(key, seal.then_some(public)))
+}
+
+/// What the relay is asked to do with deliveries: of all endpoints, and of those that the project's file says more of.
+fn rules(args: &ForwardArgs, files: &Files) -> Vec<Rule> {
+    let all = args.queueing.asked();
+    let routes = |own: &'_ [(String, Target)]| -> Vec<String> {
+        own.iter().chain(&args.route).map(|(prefix, _)| prefix.clone()).collect()
+    };
+    let of = |name: &str, own: &[(String, Target)], asked: &Queueing| {
+        let routes = routes(own);
+        asked.rules(name, routes.iter().map(String::as_str), &all)
+    };
+    let own = files.endpoints.iter().filter(|endpoint| args.name.is_empty() || args.name.contains(&endpoint.name));
+    let own = own.flat_map(|endpoint| of(endpoint.name.as_str(), &endpoint.routes, &endpoint.queueing));
+    of("", &[], &Queueing::default()).into_iter().chain(own).collect()
 }
 
 /// Ctrl-C, SIGTERM, or the terminal's end.

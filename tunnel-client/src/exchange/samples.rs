@@ -32,6 +32,7 @@ pub(crate) fn request(method: &str, target: &str, fields: &[(&str, &[u8])], body
         remote: "203.0.113.9".into(),
         received_at: Timestamp::from_microsecond(1_800_000_000_000_001).expect("a time"),
         http2: false,
+        queued: false,
         request: Request {
             method: Method::from_bytes(method.as_bytes()).expect("a method"),
             target: target.parse().expect("a target"),

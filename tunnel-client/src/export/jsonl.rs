@@ -91,6 +91,8 @@ struct Line {
     #[serde(default)]
     http2: bool,
     #[serde(default)]
+    queued: bool,
+    #[serde(default)]
     replay_of: Option<String>,
     #[serde(default)]
     edited: bool,
@@ -294,6 +296,7 @@ impl Line {
             remote: exchange.remote.clone(),
             received_at: Time(exchange.received_at),
             http2: exchange.http2,
+            queued: exchange.queued,
             replay_of: exchange.replay_of.map(|id| id.to_string()),
             edited: exchange.edited,
             pinned: exchange.pinned,
@@ -321,6 +324,7 @@ impl Line {
             remote: self.remote,
             received_at: self.received_at.0,
             http2: self.http2,
+            queued: self.queued,
             request: Request {
                 method: Method::from_bytes(request.method.as_bytes()).map_err(|_| "a bad method")?,
                 target: request.path.parse().map_err(|_| "a bad path")?,

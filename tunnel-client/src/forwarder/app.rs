@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 
 use super::{Failed, OutBody, Progress};
 use crate::events::{Event, Events};
@@ -47,6 +48,8 @@ pub(super) struct Patience<'a> {
     /// One that has the request, or the last piece of its body.
     pub(super) timeout: Duration,
     pub(super) progress: &'a Progress,
+    /// Nothing is waited for any more.
+    pub(super) leaving: &'a CancellationToken,
 }
 
 impl App {
@@ -195,12 +198,12 @@ impl App {
                 Err(_) => return Err(self.too_slow(patience.timeout)),
             };
             self.tell(false);
-            if Instant::now() + TRY_EVERY > until {
+            if Instant::now() + TRY_EVERY > until || patience.leaving.is_cancelled() {
                 let message = format!("nothing answers at the local app's address {}: {error}", self.target);
                 let short = if error.kind() == io::ErrorKind::ConnectionRefused { "refused" } else { "unreachable" };
                 return Err(Failed { failure: Failure::Refused, short: short.into(), message });
             }
-            tokio::time::sleep(TRY_EVERY).await;
+            let _ = patience.leaving.run_until_cancelled(tokio::time::sleep(TRY_EVERY)).await;
         }
     }
 

@@ -262,6 +262,8 @@ pub(super) fn head_of(exchange: &Exchange) -> Bytes {
         whole: !request.body.is_cut(),
         upgrade: None,
         http2: exchange.http2,
+        queued: exchange.queued,
+        sealed: false,
     };
     encoded(|out| head.encode(out))
 }
@@ -409,6 +411,7 @@ pub(super) fn read(heads: Bytes, bodies: Option<Bytes>) -> Result<Exchange, Unre
         remote: head.remote,
         received_at: timestamp(i64::try_from(head.received_at_us).unwrap_or(0)),
         http2: head.http2,
+        queued: head.queued,
         request: Request {
             method: head.method,
             target: head.target,

@@ -4,10 +4,10 @@ use bytes::{Bytes, BytesMut};
 use hookway_protocol::body::{self, Unsent};
 use hookway_protocol::frame;
 use hookway_protocol::head::{Failure, ReplyHead};
-use hookway_protocol::headers::Headers;
+use hookway_protocol::headers::{ANSWERED_BY, Headers};
 use hookway_protocol::link::{Sender, StreamError};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 
@@ -71,7 +71,7 @@ pub(super) async fn answer_oneself(sender: &mut Sender, own: Own, is_head: bool)
     let text = |text: &'static str| HeaderValue::from_static(text);
     let mut headers = Headers::default();
     headers.push(CONTENT_TYPE, text("text/plain; charset=utf-8"));
-    headers.push(HeaderName::from_static("hookway-answered-by"), text("client"));
+    headers.push(ANSWERED_BY, text("client"));
     if is_for_later {
         headers.push(RETRY_AFTER, text("30"));
     }

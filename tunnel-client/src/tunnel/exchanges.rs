@@ -10,6 +10,7 @@ use hookway_protocol::frame::Frame;
 use hookway_protocol::head::{self, Failure, HeadError, RequestHead};
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{FIRST_STREAMS, Link, Receiver, Sender, Stream, StreamError};
+use hookway_protocol::seal::{OpeningKey, SealError};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -18,14 +19,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer::{Given, Then, answer_oneself, pass_on, read_out};
-use crate::events::Events;
-use crate::exchange::{Delivered, Outcome, RawBody};
-use crate::forwarder::{AppBody, Failed, Forwarder, OutBody, Progress, Streaming};
+use crate::events::{Event, Events};
+use crate::exchange::{Delivered, Outcome, RawBody, encoded};
+use crate::forwarder::{AppBody, Arrival, Failed, Forwarder, OutBody, Place, Progress, Streaming};
 use crate::history::{CarriedOut, Recorder, Replay, Tried, Which};
 use crate::webhook::{Case, Own};
 
 /// An exchange that is not over after so long is kept as it is so far.
 const PENDING_AFTER: Duration = Duration::from_secs(1);
+
+/// A sealed delivery may be this long: what a relay takes into its queue, and more.
+const MAX_SEALED: usize = 64 << 20;
+
+/// So many of them are opened at once.
+const OPENED_AT_ONCE: usize = 4;
 
 /// No provider waits longer.
 const MOST_PATIENT: Duration = Duration::from_secs(15);
@@ -35,6 +42,9 @@ const MOST_PATIENT: Duration = Duration::from_secs(15);
 pub(super) struct Exchanges {
     forwarder: Arc<Forwarder>,
     recorder: Recorder,
+    opening_key: Option<Arc<OpeningKey>>,
+    /// Places for sealed deliveries, which are whole in memory.
+    opened: Arc<Semaphore>,
     permits: Arc<Semaphore>,
     streams: AtomicU32,
     allowed: AtomicU32,
@@ -49,11 +59,13 @@ pub(super) struct Exchanges {
 }
 
 impl Exchanges {
-    pub(super) fn new(forwarder: Arc<Forwarder>, recorder: Recorder) -> Self {
+    pub(super) fn new(forwarder: Arc<Forwarder>, recorder: Recorder, opening_key: Option<Arc<OpeningKey>>) -> Self {
         let permits = forwarder.settings.max_connections;
         Self {
             forwarder,
             recorder,
+            opening_key,
+            opened: Arc::new(Semaphore::new(OPENED_AT_ONCE)),
             permits: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
             streams: AtomicU32::new(0),
             allowed: AtomicU32::new(FIRST_STREAMS),
@@ -71,6 +83,7 @@ impl Exchanges {
     /// Waits until the answers have begun, the app's time to answer and `more`; and until they have been passed on,
     /// or that moment.
     pub(super) async fn finish(&self, more: Duration, flow_until: tokio::time::Instant) {
+        self.forwarder.leaving.cancel();
         self.waiting.close();
         self.flowing.close();
         let settings = &self.forwarder.settings;
@@ -130,19 +143,36 @@ impl Exchanges {
     }
 
     /// One exchange. The stream comes back when another may follow on it.
-    async fn exchange(self: &Arc<Self>, mut head: RequestHead, encoded: Bytes, stream: Stream) -> Option<Stream> {
+    async fn exchange(self: &Arc<Self>, mut head: RequestHead, mut encoded: Bytes, stream: Stream) -> Option<Stream> {
         let waiting = self.waiting.token();
-        let Stream { mut sender, receiver } = stream;
+        let Stream { mut sender, mut receiver } = stream;
+        let (mut opened, mut _place) = (None, None);
+        if head.sealed {
+            _place = self.opened.clone().acquire_owned().await.ok();
+            match self.open(&head, &mut receiver).await? {
+                Ok(found) => (head, encoded, opened) = (found.head, found.encoded, Some(found.body)),
+                Err(failed) => {
+                    // Another client may have the key.
+                    pass_on(&mut sender, Err(failed), false).await;
+                    sender.finish_and_wait().await;
+                    return None;
+                }
+            }
+        }
         let progress = Arc::new(Progress::new(self.recorder.room()));
         let delivered = Box::new(Delivered::new(&head));
         let (whole, upgrade, is_head) = (head.whole, head.upgrade.is_some(), head.method == Method::HEAD);
         let announced = announced(&head);
         // Held until the answer has been passed on.
         let permit = self.permits.clone().try_acquire_owned().ok();
-        let Taken { body, case, rest, own } = self.request(&mut head, receiver, &progress, permit.is_some()).await?;
-        let own = own.or_else(|| self.forwarder.webhooks.own_answer(&case));
+        let Taken { body, case, rest, own } =
+            self.request(&mut head, opened, receiver, &progress, permit.is_some()).await?;
+        let (place, own) = match self.arrive(&head).await {
+            Ok(place) => (place, own.or_else(|| self.forwarder.webhooks.own_answer(&case))),
+            Err(instead) => (None, Some(instead)),
+        };
         let ack_after = case.ack_after().filter(|_| whole && own.is_none() && permit.is_some());
-        let mut carried = Carried { delivered, encoded, case, announced, progress };
+        let mut carried = Carried { delivered, encoded, case, announced, progress, place };
         carried.delivered.is_own = own.is_some();
         let refused = |failure, short: &str, message: &str| {
             Given::App(Err(Failed { failure, short: short.into(), message: message.into() }))
@@ -203,17 +233,65 @@ impl Exchanges {
         None
     }
 
+    /// Waits for an earlier attempt at the same delivery that is still under way. What is answered in the app's place, if
+    /// it had or has the delivery otherwise.
+    async fn arrive(&self, head: &RequestHead) -> Result<Option<Place>, Own> {
+        loop {
+            match self.forwarder.attempts.arrive(head.id, head.attempt) {
+                Arrival::Goes(place) => return Ok(Some(place)),
+                Arrival::Joins(earlier) => {
+                    if earlier.await == Ok(true) {
+                        return Err(Own::taken_before());
+                    }
+                }
+                Arrival::Overtaken => return Err(Own::overtaken()),
+            }
+        }
+    }
+
+    /// Opens a delivery that was sealed while it waited. `None`: it broke off.
+    async fn open(&self, outer: &RequestHead, receiver: &mut Receiver) -> Option<Result<Opened, Failed>> {
+        let opened = match &self.opening_key {
+            Some(key) => key.open(outer.id, &collect(receiver, MAX_SEALED).await.ok()?.0.bytes),
+            None => Err(SealError),
+        };
+        let read = opened.ok().and_then(|opened| {
+            let head = RequestHead::decode(&opened.head).ok()?;
+            let trailers = head::decode_trailers(&opened.trailers).ok()?;
+            Some((opened, head, trailers))
+        });
+        let Some((opened, head, trailers)) = read else {
+            let message = "it was sealed to another client's key".to_owned();
+            let id = outer.id;
+            self.events()
+                .tell(Event::Hint { text: format!("{id} waits for the client that it was sealed to (--seal)") });
+            return Some(Err(Failed { failure: Failure::BadAnswer, short: "sealed".into(), message }));
+        };
+        let RequestHead { attempt, possible_duplicate, queued, .. } = *outer;
+        let whole = opened.body.len() <= WHOLE_BODY;
+        let head = RequestHead { attempt, possible_duplicate, queued, whole, ..head };
+        let size = opened.body.len() as u64;
+        let has_trailers = !opened.trailers.is_empty();
+        let body = RawBody { bytes: opened.body, size, trailers: opened.trailers };
+        let encoded = encoded(|out| head.encode(out));
+        Some(Ok(Opened { head, encoded, body: (body, has_trailers.then(|| trailers.into_map())) }))
+    }
+
     /// Takes the request: its body, as far as that is a value, and what it is as a webhook. `None`: it broke off.
     async fn request(
         &self,
         head: &mut RequestHead,
+        opened: Option<Body>,
         mut receiver: Receiver,
         progress: &Progress,
         is_taken: bool,
     ) -> Option<Taken> {
         let webhooks = &self.forwarder.webhooks;
-        if head.whole {
-            let (mut body, trailers) = collect(&mut receiver).await.ok()?;
+        if head.whole || opened.is_some() {
+            let (mut body, trailers) = match opened {
+                Some(opened) => opened,
+                None => collect(&mut receiver, WHOLE_BODY).await.ok()?,
+            };
             progress.request.whole(&body);
             let mut case = webhooks.whole(head, &body.bytes);
             webhooks.refresh_late(&mut case, head, &mut body.bytes);
@@ -237,7 +315,7 @@ impl Exchanges {
         if look.is_refused() {
             return taken(None, case, Some(Own::unsigned()));
         }
-        match collect(&mut receiver).await {
+        match collect(&mut receiver, WHOLE_BODY).await {
             Ok((body, trailers)) => {
                 progress.request.whole(&body);
                 let case = webhooks.whole(head, &body.bytes);
@@ -250,7 +328,13 @@ impl Exchanges {
 
     /// It is over: it is recorded, and what was found out about it.
     async fn over(self: Arc<Self>, carried: Carried, outcome: Outcome, message: String, reply: Bytes) {
-        let Carried { mut delivered, encoded, case, announced, progress } = carried;
+        let Carried { mut delivered, encoded, case, announced, progress, mut place } = carried;
+        if let (Some(place), Outcome::Answered(status)) = (&mut place, &outcome)
+            && status.is_success()
+        {
+            place.taken();
+        }
+        drop(place);
         let (request, unfinished) = (progress.request.taken(), progress.request.is_unfinished(announced));
         let look = progress.request.watched(announced);
         let attempt = progress.over(delivered.attempt, outcome, message, reply);
@@ -317,7 +401,7 @@ impl Exchanges {
     }
 
     fn keep_pending(&self, carried: &Carried) {
-        let Carried { delivered, encoded, case, announced, progress } = carried;
+        let Carried { delivered, encoded, case, announced, progress, .. } = carried;
         self.recorder.pending(|| CarriedOut {
             id: delivered.id,
             head: encoded.clone(),
@@ -377,6 +461,8 @@ struct Carried {
     case: Case,
     announced: Option<u64>,
     progress: Arc<Progress>,
+    /// Among the attempts under way.
+    place: Option<Place>,
 }
 
 /// A request, as far as it is here before it is put to the app.
@@ -420,14 +506,25 @@ impl From<HeadError> for Uncollected {
     }
 }
 
-/// A body that the relay has whole, or that is to be.
-async fn collect(receiver: &mut Receiver) -> Result<(RawBody, Option<HeaderMap>), Uncollected> {
+/// A body as it came, and its trailers.
+type Body = (RawBody, Option<HeaderMap>);
+
+/// A delivery that was sealed to this client.
+struct Opened {
+    head: RequestHead,
+    /// The head's encoding.
+    encoded: Bytes,
+    body: Body,
+}
+
+/// A body that the relay has whole, or that is to be, of so many bytes at most.
+async fn collect(receiver: &mut Receiver, most: usize) -> Result<Body, Uncollected> {
     let (mut body, mut trailers, mut encoded): (Option<Bytes>, _, _) = (None, None, Bytes::new());
     loop {
         match receiver.frame().await? {
             Some(Frame::Data(data)) => {
                 let length = body.as_ref().map_or(0, Bytes::len) + data.len();
-                if length > WHOLE_BODY {
+                if length > most {
                     return Err(Uncollected::TooLong);
                 }
                 body = Some(match body {

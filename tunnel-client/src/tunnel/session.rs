@@ -9,7 +9,7 @@ use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchanges;
-use super::{Clock, ConnectError, Settings, Welcomed};
+use super::{Backlog, Clock, ConnectError, Settings, Welcomed};
 use crate::events::{Event, Events};
 use crate::forwarder::Forwarder;
 use crate::history::Recorder;
@@ -90,9 +90,10 @@ impl Session {
             owner: welcome.owner,
             notice: welcome.notice,
             transport: link.transport(),
+            backlogs: welcome.endpoints.iter().filter_map(backlog).collect(),
         };
         let endpoints = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
-        let exchanges = Arc::new(Exchanges::new(forwarder, recorder));
+        let exchanges = Arc::new(Exchanges::new(forwarder, recorder, settings.opening_key.clone()));
         Ok((Self { link, control, endpoints, exchanges }, welcomed))
     }
 
@@ -130,6 +131,13 @@ impl Session {
     }
 }
 
+/// What waited for an endpoint, if anything did.
+fn backlog(endpoint: &hookway_protocol::message::Endpoint) -> Option<Backlog> {
+    let hookway_protocol::message::Endpoint { name, waiting, dead_letters, .. } = endpoint;
+    let backlog = Backlog { endpoint: name.clone(), waiting: *waiting, dead_letters: *dead_letters };
+    (*waiting + *dead_letters > 0).then_some(backlog)
+}
+
 fn lost(error: &LinkError) -> End {
     End::Lost(error.to_string())
 }
@@ -141,6 +149,7 @@ async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessag
         max_version: MAX_VERSION,
         token: settings.token.clone(),
         endpoints: settings.endpoints.clone(),
+        queueing: Some(settings.queueing.clone()),
         agent: concat!("hookway/", env!("CARGO_PKG_VERSION")).into(),
         features: vec![],
     };

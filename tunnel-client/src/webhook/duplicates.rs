@@ -151,6 +151,8 @@ mod tests {
             whole: true,
             upgrade: None,
             http2: false,
+            queued: false,
+            sealed: false,
         }
     }
 

@@ -33,7 +33,7 @@ pub(crate) fn sign(
 impl Webhooks {
     /// Signs a late delivery afresh if its signature was good and would be too old by now.
     pub(crate) fn refresh_late(&self, case: &mut Case, head: &mut RequestHead, body: &mut Bytes) {
-        if head.attempt > 1
+        if is_late(head)
             && case.webhook.signature == Verdict::Ok
             && let Some(judged) = &case.judged
         {
@@ -86,7 +86,7 @@ impl Webhooks {
             Some(Signer::Secret(_)) if !always => return false,
             Some(signer) => Some(signer),
             // An app that has the provider's public key takes no other's while that is still good.
-            None if head.attempt > 1 && !always && !rule.is_own && is_fresh(provider, head, body) => None,
+            None if is_late(head) && !always && !rule.is_own && is_fresh(provider, head, body) => None,
             None => self.policy.keys.signer(provider),
         };
         signer.is_some_and(|signer| sign(provider, head, body, &signer).is_ok())
@@ -99,4 +99,9 @@ fn is_fresh(provider: &Known, head: &RequestHead, body: &Bytes) -> bool {
     let received = Received { headers: &head.headers, target: head.target.as_str(), body: Some(body), at: now };
     let signed = provider.claim(&received).ok().and_then(|claim| claim.signed_ms);
     provider.facts().tolerance.zip(signed).is_none_or(|(tolerance, signed)| tolerance.age_outside(signed, now) == 0)
+}
+
+/// Whether its signature may be too old for the app by now.
+const fn is_late(head: &RequestHead) -> bool {
+    head.attempt > 1 || head.queued
 }

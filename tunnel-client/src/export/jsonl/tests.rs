@@ -71,7 +71,7 @@ fn id() -> impl Strategy<Value = DeliveryId> {
 prop_compose! {
     fn exchange()(
         (seq, version) in any::<(u64, u64)>(),
-        (http2, edited, pinned, unfinished) in any::<(bool, bool, bool, bool)>(),
+        (http2, queued, edited, pinned, unfinished) in any::<(bool, bool, bool, bool, bool)>(),
         (id, replay_of, received_at) in (id(), option::of(id()), time()),
         (endpoint, remote, method, target) in ("[a-z][a-z0-9]{0,9}", ".{0,9}", "[A-Z!]{1,9}", "/[a-z%?&=\\[\\]{}é.]{0,20}"),
         (headers, body, trailers) in (fields(), body(), fields()),
@@ -94,7 +94,7 @@ prop_compose! {
                 deadline: Some(Duration::from_secs(5)),
                 acked: Some(Duration::from_millis(4100)),
             },
-            seq, version, id, endpoint, remote, received_at, http2, request, attempts, replay_of, edited, pinned
+            seq, version, id, endpoint, remote, received_at, http2, queued, request, attempts, replay_of, edited, pinned
         }
     }
 }

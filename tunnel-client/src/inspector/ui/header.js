@@ -10,7 +10,8 @@ import * as format from './format.js';
 
 export class Header {
   #pause = button('Pause', () => this.pause(), { id: 'pause', 'aria-pressed': 'false' });
-  #shown = '';
+  /** What each part shows. @type {Map<string, string>} */
+  #shown = new Map();
 
   /** @param {{ pause: () => void, theme: () => void, help: () => void }} actions */
   constructor({ pause, theme, help }) {
@@ -28,12 +29,17 @@ export class Header {
 
   /** @param {Status} status @param {boolean} lost whether hookway itself no longer answers */
   show(status, lost) {
-    const shown = JSON.stringify([status.session, status.urls, status.targets, status.mode, lost]);
-    if (shown === this.#shown) return;
-    this.#shown = shown;
-    fill(byId('urls'), ...urls(status));
-    fill(byId('session'), lost ? state('down', 'hookway has ended') : session(status));
-    fill(byId('targets'), targets(status.targets, lost));
+    this.#fill('urls', [status.urls], () => urls(status));
+    this.#fill('session', [status.session, status.mode, lost], () => [lost ? state('down', 'hookway has ended') : session(status)]);
+    this.#fill('targets', [status.targets, lost], () => [targets(status.targets, lost)]);
+  }
+
+  /** A part stays as it is, with a menu that is open, while what it shows does. @param {string} id @param {unknown} of @param {() => import('./dom.js').Child[]} make */
+  #fill(id, of, make) {
+    const shown = JSON.stringify(of);
+    if (this.#shown.get(id) === shown) return;
+    this.#shown.set(id, shown);
+    fill(byId(id), ...make());
   }
 }
 

@@ -1,0 +1,143 @@
+//! `hookway-relay queue`: what waits, and what is dead.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use hookway_relay::cli::{QueueCommand, StoreArgs};
+use hookway_relay::store::{Dead, EndpointRow, QueuedRow};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{open, print_rows};
+
+pub(crate) async fn queue(command: QueueCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        QueueCommand::Stats { store, endpoint } => {
+            let opened = open(&store)?;
+            let (endpoints, rows) = (opened.endpoints().await?, opened.deliveries().await?);
+            known(&endpoints, &rows, endpoint.as_deref())?;
+            let of = |name: &str| Stats::of(name, rows.iter().filter(|row| row.delivery.name == name));
+            let wanted = endpoints.iter().filter(|row| endpoint.as_ref().is_none_or(|name| *name == row.name));
+            let stats: Vec<Stats> = wanted.map(|row| of(&row.name)).collect();
+            let title = "ENDPOINT                   DEPTH       BYTES    OLDEST     DEAD";
+            print_rows(&stats, store.json, title, |stats| {
+                let Stats { endpoint, depth, bytes, oldest_s, dead } = stats;
+                format!("{endpoint:<24}  {depth:>6}  {bytes:>10}  {oldest_s:>6.0} s  {dead:>7}")
+            })?;
+        }
+        QueueCommand::List { store, endpoint } => {
+            list(&store, endpoint.as_deref(), |row| row.dead_since.is_none()).await?
+        }
+        QueueCommand::DeadLetters { store, endpoint } => {
+            list(&store, endpoint.as_deref(), |row| row.dead_since.is_some()).await?;
+        }
+        QueueCommand::Retry { store, ids, endpoint, all } => {
+            let opened = open(&store)?;
+            let (endpoints, rows) = (opened.endpoints().await?, opened.deliveries().await?);
+            known(&endpoints, &rows, endpoint.as_deref())?;
+            let dead: Vec<&QueuedRow> = rows.iter().filter(|row| row.dead_since.is_some()).collect();
+            let wanted: Vec<&QueuedRow> = if all || endpoint.is_some() {
+                let wanted = |row: &&QueuedRow| endpoint.as_ref().is_none_or(|name| *name == row.delivery.name);
+                dead.into_iter().filter(wanted).collect()
+            } else {
+                ids.iter().map(|id| one_of(&dead, id)).collect::<anyhow::Result<_>>()?
+            };
+            // What waited for a name that was released is for nobody.
+            let is_there = |row: &&QueuedRow| endpoints.iter().any(|endpoint| endpoint.id == row.delivery.endpoint);
+            let (there, gone): (Vec<&QueuedRow>, Vec<&QueuedRow>) = wanted.into_iter().partition(is_there);
+            for row in gone {
+                tell!("{}: the endpoint {} was released since", row.delivery.id, row.delivery.name);
+            }
+            let seqs = there.iter().map(|row| row.seq).collect();
+            let revived = opened.revive(Dead::These(seqs), Timestamp::now()).await?;
+            if store.json {
+                say!("{}", json!({"retried": revived.len()}));
+            } else {
+                say!("{} to be tried again", revived.len());
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What waits for an endpoint, in figures.
+#[derive(serde::Serialize)]
+struct Stats {
+    endpoint: String,
+    depth: usize,
+    bytes: u64,
+    oldest_s: f64,
+    dead: usize,
+}
+
+impl Stats {
+    fn of<'a>(endpoint: &str, rows: impl Iterator<Item = &'a QueuedRow>) -> Self {
+        let (dead, waiting): (Vec<_>, Vec<_>) = rows.partition(|row| row.dead_since.is_some());
+        let age = |row: &&QueuedRow| Timestamp::now().duration_since(row.since).as_secs_f64().max(0.0);
+        Self {
+            endpoint: endpoint.to_owned(),
+            depth: waiting.len(),
+            bytes: waiting.iter().map(|row| row.delivery.bytes).sum(),
+            oldest_s: (waiting.iter().map(age).fold(0.0, f64::max) * 10.0).round() / 10.0,
+            dead: dead.len(),
+        }
+    }
+}
+
+/// Refuses a name that neither an endpoint has nor a delivery.
+fn known(endpoints: &[EndpointRow], rows: &[QueuedRow], name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    let there = endpoints.iter().any(|row| row.name == name) || rows.iter().any(|row| row.delivery.name == name);
+    anyhow::ensure!(there, "there is no endpoint `{name}`\n  next:  hookway-relay endpoint list");
+    Ok(())
+}
+
+/// The dead letter that an id or a part of it names.
+fn one_of<'a>(dead: &[&'a QueuedRow], id: &str) -> anyhow::Result<&'a QueuedRow> {
+    let wanted = id.to_ascii_lowercase();
+    let named = |row: &&&QueuedRow| {
+        let own = row.delivery.id.to_string().to_ascii_lowercase();
+        own.starts_with(&wanted) || own.ends_with(&wanted)
+    };
+    let next = "next:  hookway-relay queue dead-letters";
+    match dead.iter().filter(named).collect::<Vec<_>>()[..] {
+        [one] => Ok(*one),
+        [] => anyhow::bail!("no dead letter has the id `{id}`\n  {next}"),
+        _ => anyhow::bail!("several dead letters have an id like `{id}`\n  {next}"),
+    }
+}
+
+async fn list(store: &StoreArgs, endpoint: Option<&str>, wanted: fn(&QueuedRow) -> bool) -> anyhow::Result<()> {
+    let opened = open(store)?;
+    let mut rows = opened.deliveries().await?;
+    known(&opened.endpoints().await?, &rows, endpoint)?;
+    rows.retain(|row| wanted(row) && endpoint.is_none_or(|name| row.delivery.name == name));
+    if store.json {
+        for row in &rows {
+            let QueuedRow { delivery, last, since, dead_since, .. } = row;
+            say!(
+                "{}",
+                json!({
+                    "id": delivery.id.to_string(), "endpoint": delivery.name, "method": delivery.method,
+                    "path": delivery.path, "bytes": delivery.bytes, "received_at": delivery.received_at,
+                    "since": since, "attempts": delivery.attempts, "possible_duplicate": delivery.handed,
+                    "last": Some(last).filter(|last| !last.is_empty()), "dead_since": dead_since,
+                })
+            );
+        }
+        return Ok(());
+    }
+    say!("ID                              ENDPOINT          RECEIVED              TRIED  WHAT");
+    for QueuedRow { delivery, last, .. } in &rows {
+        let last = if last.is_empty() { String::new() } else { format!("   {last}") };
+        let what = harmless(&format!("{} {}{last}", delivery.method, delivery.path));
+        let (id, at, tried) = (delivery.id.to_string(), delivery.received_at, delivery.attempts);
+        say!("{id}  {:<16}  {at:.0}  {tried:>5}  {what}", delivery.name);
+    }
+    Ok(())
+}
+
+/// A text from outside without what a terminal could take for a command.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}

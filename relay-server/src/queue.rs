@@ -1,0 +1,473 @@
+//! The queue: deliveries that were answered 202 and wait for their client. Each is on disk before its sender is
+//! told; whose turn it is, [`backlog`] decides.
+
+mod backlog;
+mod kept;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use hookway_protocol::head::RequestHead;
+use hookway_protocol::message::Queueing;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method};
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+pub(crate) use backlog::{Depth, Outcome};
+pub(crate) use waiting::Waiting;
+
+use crate::auth::Owner;
+use crate::delivery::{Body, Delivery, Unqueued};
+use crate::limits::Counter;
+use crate::metrics::{self, Metrics};
+use crate::shutdown::Shutdown;
+use crate::store::{Dead, EndpointId, EndpointRow, NewDelivery, Payload, QueuedRow, Seq, Settled, Store, StoreError};
+use backlog::{Entry, Places, State};
+
+/// After the store failed to give a delivery, it is asked again after this long.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What may be in memory of those that are being handed over, all together.
+const MAX_OUT_KIB: u32 = 256 << 10;
+
+/// With less room than this the disk counts as full whatever part of it that is: the store's log needs some, too.
+const MIN_FREE: u64 = 8 << 20;
+
+/// What the queue may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Deliveries of one endpoint.
+    pub max_count: usize,
+    /// Their bytes.
+    pub max_bytes: usize,
+    /// Deliveries of all endpoints of one token.
+    pub token_max_count: usize,
+    /// Their bytes.
+    pub token_max_bytes: usize,
+    /// Bytes of one body.
+    pub max_body: u64,
+    /// How long one waits before it is a dead letter.
+    pub retention: Duration,
+    /// How long dead letters are kept.
+    pub dead_retention: Duration,
+    /// The part of the disk that is left free, in percent.
+    pub disk_reserve: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_count: 10_000,
+            max_bytes: 1 << 30,
+            token_max_count: 100_000,
+            token_max_bytes: 10 << 30,
+            max_body: 32 << 20,
+            retention: Duration::from_secs(86_400),
+            dead_retention: Duration::from_secs(14 * 86_400),
+            disk_reserve: 5,
+        }
+    }
+}
+
+/// The queue of all endpoints.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    store: Arc<dyn Store>,
+    pub(crate) config: Config,
+    data_dir: PathBuf,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    waiting: Mutex<HashMap<EndpointId, Arc<Waiting>>>,
+    /// What each owner's deliveries take, while there are any.
+    owners: Mutex<HashMap<Owner, [Weak<Counter>; 2]>>,
+    /// What the store found no room to note; it is told again.
+    unsettled: Mutex<Vec<(Seq, Settled)>>,
+    disk_is_full: AtomicBool,
+    /// What may be in memory of those that are being handed over, in KiB.
+    out: Arc<Semaphore>,
+}
+
+impl Queue {
+    /// The queue of what the store has.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        config: Config,
+        data_dir: PathBuf,
+        metrics: Arc<Metrics>,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            config,
+            data_dir,
+            metrics,
+            shutdown,
+            waiting: Mutex::default(),
+            owners: Mutex::default(),
+            unsettled: Mutex::default(),
+            disk_is_full: AtomicBool::new(false),
+            out: Arc::new(Semaphore::new(MAX_OUT_KIB as usize)),
+        })
+    }
+
+    /// What waits for an endpoint: the same one for every row of it.
+    pub(crate) fn of(&self, row: &EndpointRow) -> Arc<Waiting> {
+        let mut all = self.waiting();
+        let waiting = all.entry(row.id).or_insert_with(|| {
+            let (count, bytes) = (self.config.max_count, self.config.max_bytes);
+            let [owner_count, owner_bytes] = self.owner(row.owner.as_str().into());
+            let counters = [Arc::new(Counter::new(count)), Arc::new(Counter::new(bytes)), owner_count, owner_bytes];
+            Arc::new(Waiting::new(row, counters))
+        });
+        waiting.clone()
+    }
+
+    /// Forgets endpoints that are no more.
+    pub(crate) fn retain(&self, is_there: impl Fn(EndpointId) -> bool) {
+        self.waiting().retain(|id, _| is_there(*id));
+    }
+
+    fn owner(&self, owner: Owner) -> [Arc<Counter>; 2] {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.retain(|_, [count, _]| count.strong_count() > 0);
+        if let Some([count, bytes]) = owners.get(&owner)
+            && let (Some(count), Some(bytes)) = (count.upgrade(), bytes.upgrade())
+        {
+            return [count, bytes];
+        }
+        let counters =
+            [self.config.token_max_count, self.config.token_max_bytes].map(|most| Arc::new(Counter::new(most)));
+        owners.insert(owner, counters.each_ref().map(Arc::downgrade));
+        counters
+    }
+
+    /// Takes over all that the store has: called once, when all endpoints are known.
+    pub(crate) async fn load(&self) -> Result<(), StoreError> {
+        for row in self.store.deliveries().await? {
+            let Some((waiting, places)) = self.place(&row) else {
+                if row.dead_since.is_none() {
+                    // It was accepted while its endpoint was being released.
+                    let (attempts, last) = (row.delivery.attempts, "the endpoint was released".to_owned());
+                    self.settle(row.seq, Settled::Dead { attempts, last, at: Timestamp::now() }).await;
+                }
+                continue;
+            };
+            let mut backlog = waiting.backlog();
+            match row.dead_since {
+                Some(_) => backlog.add_dead(row.seq, row.since, places),
+                None => backlog.add(row.seq, kept::entry(&row, places)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the dead letters that another process made wait again. Nothing else comes from elsewhere, and what
+    /// is gone from the store shows when its turn comes.
+    pub(crate) async fn take_over(&self) -> Result<(), StoreError> {
+        for row in self.store.deliveries().await? {
+            let Some((waiting, places)) = self.place(&row).filter(|_| row.dead_since.is_none()) else { continue };
+            let mut backlog = waiting.backlog();
+            if backlog.is_revived(row.seq, row.since) {
+                backlog.forget(row.seq);
+                backlog.add(row.seq, kept::entry(&row, places));
+                drop(backlog);
+                waiting.changed.notify_waiters();
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a row belongs, and what it takes of the limits: it is here already, so it is let in.
+    fn place(&self, row: &QueuedRow) -> Option<(Arc<Waiting>, Places)> {
+        let waiting = self.waiting().get(&row.delivery.endpoint).cloned()?;
+        let places = waiting.places(row.delivery.bytes, |counter, count| Some(counter.take_anyway(count)))?;
+        Some((waiting, places))
+    }
+
+    /// What a client asks for its endpoint's deliveries, kept while it is away.
+    pub(crate) async fn ask(&self, waiting: &Waiting, queueing: Queueing) -> Result<(), StoreError> {
+        if waiting.backlog().queueing() != &queueing {
+            self.store.set_rules(waiting.id, queueing.to_bytes()).await?;
+            waiting.backlog().set_queueing(queueing);
+        }
+        Ok(())
+    }
+
+    /// Whether a delivery of this kind may wait: what only reads, and what wants to talk, makes no sense later.
+    pub(crate) fn may_wait(delivery: &Delivery) -> bool {
+        let RequestHead { method, headers, upgrade, .. } = &delivery.head;
+        let kind = headers.get(&CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let is_call = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        upgrade.is_none() && !method.is_safe() && *method != Method::CONNECT && !is_call
+    }
+
+    /// Keeps a delivery until its client has it; on disk when this returns. A body that streams is read whole first.
+    pub(crate) async fn push(
+        self: &Arc<Self>,
+        waiting: &Arc<Waiting>,
+        delivery: &mut Delivery,
+    ) -> Result<(), Unqueued> {
+        if self.disk_is_full.load(Ordering::Relaxed) {
+            return Err(Unqueued::DiskFull);
+        }
+        delivery.read_whole(self.config.max_body).await?;
+        let Body::Whole(bytes, trailers) = &delivery.body else { return Err(Unqueued::Passed) };
+        let payload = kept::payload(&delivery.head, bytes, trailers.as_ref());
+        let seal_key = waiting.backlog().queueing().seal_key.clone();
+        let mut row = kept::row(waiting, &delivery.head);
+        let payload = if seal_key.is_empty() {
+            payload
+        } else {
+            row.path = waiting.backlog().prefix(&row.path).to_owned();
+            kept::sealed(&delivery.head, &seal_key, payload)?
+        };
+        row.bytes = (payload.head.len() + payload.body.len() + payload.trailers.len()) as u64;
+        // Carried out even if nobody waits any more: what is on disk must be known here, too.
+        let (queue, waiting, pass) = (self.clone(), waiting.clone(), delivery.pass.take());
+        let kept = self.shutdown.work.spawn(async move {
+            let _pass = pass;
+            queue.keep(&waiting, row, payload).await
+        });
+        kept.await.unwrap_or(Err(Unqueued::Closed))
+    }
+
+    async fn keep(&self, waiting: &Arc<Waiting>, row: NewDelivery, payload: Payload) -> Result<(), Unqueued> {
+        let places = loop {
+            if let Some(places) = waiting.places(row.bytes, Counter::take) {
+                break places;
+            }
+            // The oldest dead letter makes room for what can still arrive.
+            let Some(seq) = waiting.backlog().drop_oldest_dead() else { return Err(Unqueued::Full) };
+            self.store.remove(Dead::These(vec![seq])).await.map_err(|error| self.failed(error))?;
+        };
+        let now = Instant::now();
+        let (path, bytes, attempts, handed) = (row.path.as_str().into(), row.bytes, row.attempts, row.handed);
+        let noted_since = row.received_at;
+        let seq = self.store.push(row, payload).await.map_err(|error| self.failed(error))?;
+        let (since, state, marked) = (now, State::Ready, handed);
+        waiting.backlog().add(seq, Entry { path, bytes, attempts, handed, marked, since, noted_since, places, state });
+        waiting.changed.notify_waiters();
+        self.metrics.queued.inc();
+        Ok(())
+    }
+
+    fn failed(&self, error: StoreError) -> Unqueued {
+        tracing::error!(%error, "a delivery cannot be kept");
+        match error {
+            StoreError::Full => {
+                self.disk_is_full.store(true, Ordering::Relaxed);
+                Unqueued::DiskFull
+            }
+            error => Unqueued::Store(error),
+        }
+    }
+
+    /// Waits for the next delivery whose turn it is.
+    pub(crate) async fn next(self: &Arc<Self>, waiting: &Arc<Waiting>) -> Handed {
+        loop {
+            let changed = waiting.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let taken = waiting.backlog().take(Instant::now());
+            let turn = match taken {
+                Ok(turn) => turn,
+                Err(None) => {
+                    changed.await;
+                    continue;
+                }
+                Err(Some(at)) => {
+                    let _ = tokio::time::timeout_at(at, changed).await;
+                    continue;
+                }
+            };
+            // Put back, should this be dropped.
+            let guard =
+                Taken { queue: self.clone(), waiting: waiting.clone(), seq: turn.seq, outcome: Some(Outcome::Unsent) };
+            match self.fetch(waiting, &turn).await {
+                Ok(Some((delivery, room))) => return Handed { taken: guard, delivery, _room: room },
+                Ok(None) => {
+                    guard.settled();
+                    waiting.backlog().forget(turn.seq);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a delivery that waits cannot be read");
+                    drop(guard);
+                    tokio::time::sleep(STORE_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// The delivery itself, after the store has noted that the app may have it.
+    async fn fetch(
+        &self,
+        waiting: &Waiting,
+        turn: &backlog::Turn,
+    ) -> Result<Option<(Delivery, OwnedSemaphorePermit)>, StoreError> {
+        let kib = u32::try_from(turn.bytes / 1024 + 1).unwrap_or(u32::MAX).min(MAX_OUT_KIB);
+        let room = self.out.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
+        if !turn.to_mark.is_empty() {
+            self.store.mark_handed(turn.to_mark.clone(), true).await?;
+            waiting.backlog().marked(&turn.to_mark);
+        }
+        let Some(payload) = self.store.payload(turn.seq).await? else { return Ok(None) };
+        let delivery = kept::delivery(payload, turn.attempt, turn.handed);
+        if delivery.is_none() {
+            tracing::error!(seq = turn.seq, "a delivery that waits is broken: it is left out");
+        }
+        Ok(delivery.map(|delivery| (delivery, room)))
+    }
+
+    /// Notes what came of one.
+    fn back(self: &Arc<Self>, waiting: &Waiting, seq: Seq, outcome: Outcome) {
+        let [.., random] = *hookway_protocol::id::DeliveryId::now().as_bytes();
+        let jitter = f64::from(random) / f64::from(u8::MAX);
+        let mut backlog = waiting.backlog();
+        let attempts = backlog.attempts(seq);
+        let entry = backlog.back(seq, &outcome, Instant::now(), jitter);
+        drop(backlog);
+        waiting.changed.notify_waiters();
+        metrics::count_outcome(&self.metrics.handed_over, outcome.name());
+        let settled = match (outcome, entry) {
+            // Nothing has changed.
+            (Outcome::Unsent, _) => return,
+            (Outcome::Done, _) | (Outcome::AppAway(_), None) => Settled::Done,
+            (Outcome::Hopeless(last), _) => Settled::Dead { attempts, last, at: Timestamp::now() },
+            (Outcome::AppAway(last) | Outcome::Lost(last) | Outcome::Failed(last), Some((attempts, handed))) => {
+                Settled::Again { attempts, handed, last }
+            }
+            (_, None) => return,
+        };
+        let queue = self.clone();
+        self.shutdown.rest.spawn(async move { queue.settle(seq, settled).await });
+    }
+
+    async fn settle(&self, seq: Seq, settled: Settled) {
+        if let Err(error) = self.store.settle(seq, settled.clone()).await {
+            tracing::debug!(%error, seq, "what came of a delivery cannot be noted");
+            self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).push((seq, settled));
+        }
+    }
+
+    /// Dead letters of what has waited too long, what could not be noted, and the disk: called every second.
+    pub(crate) async fn upkeep(self: &Arc<Self>) {
+        let before = self.disk_is_full.load(Ordering::Relaxed);
+        let full = is_nearly_full(&self.data_dir, self.config.disk_reserve);
+        if full && !before {
+            tracing::error!(folder = %self.data_dir.display(), "the disk is full: nothing is queued until there is room");
+        }
+        self.disk_is_full.store(full, Ordering::Relaxed);
+        let all: Vec<Arc<Waiting>> = self.waiting().values().cloned().collect();
+        let (now, at) = (Instant::now(), Timestamp::now());
+        let mut sum = Depth::default();
+        for waiting in all {
+            let gone = waiting.backlog().expire(now, self.config.retention);
+            for (seq, attempts) in gone {
+                tracing::warn!(endpoint = waiting.name, seq, "a delivery has waited for too long: it is a dead letter");
+                let last = "it waited for too long".to_owned();
+                self.settle(seq, Settled::Dead { attempts, last, at }).await;
+            }
+            let depth = waiting.depth();
+            sum.count += depth.count;
+            sum.bytes += depth.bytes;
+            sum.dead += depth.dead;
+            sum.oldest = sum.oldest.max(depth.oldest);
+        }
+        self.metrics.queue_depth([sum.count, sum.bytes, sum.oldest.as_secs(), sum.dead]);
+        let unsettled = std::mem::take(&mut *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner));
+        if !unsettled.is_empty() {
+            let count = unsettled.len();
+            tracing::error!(count, "what came of deliveries could not be noted; trying again");
+        }
+        for (seq, settled) in unsettled {
+            self.settle(seq, settled).await;
+        }
+        if let Ok(before) = at.checked_sub(self.config.dead_retention)
+            && let Ok(gone) = self.store.remove(Dead::Before(before)).await
+        {
+            for waiting in self.waiting().values() {
+                let mut backlog = waiting.backlog();
+                gone.iter().for_each(|seq| backlog.forget(*seq));
+            }
+        }
+    }
+
+    /// Whether there is no room on the disk.
+    pub(crate) fn is_full(&self) -> bool {
+        self.disk_is_full.load(Ordering::Relaxed)
+    }
+
+    /// Tells the store that what it noted as about to be handed over was not. Without that, as after a power cut, those
+    /// are marked as possible duplicates.
+    pub(crate) async fn close(&self) {
+        let vain = |waiting: &Arc<Waiting>| waiting.backlog().marked_in_vain();
+        let all: Vec<Seq> = self.waiting().values().flat_map(vain).collect();
+        if !all.is_empty()
+            && let Err(error) = self.store.mark_handed(all, false).await
+        {
+            tracing::warn!(%error, "some deliveries will be marked as possible duplicates without need");
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<EndpointId, Arc<Waiting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A delivery whose turn it is. Dropped, it is as if the client had been lost.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    taken: Taken,
+    pub(crate) delivery: Delivery,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Handed {
+    /// From now on the app may have it.
+    pub(crate) fn begin(&mut self) {
+        self.taken.outcome = Some(Outcome::Lost("the session ended".into()));
+    }
+
+    /// What came of it.
+    pub(crate) fn settle(mut self, outcome: Outcome) {
+        self.taken.outcome = Some(outcome);
+    }
+}
+
+/// Says what came of a delivery when it is dropped.
+#[derive(Debug)]
+struct Taken {
+    queue: Arc<Queue>,
+    waiting: Arc<Waiting>,
+    seq: Seq,
+    outcome: Option<Outcome>,
+}
+
+impl Taken {
+    fn settled(mut self) {
+        self.outcome = None;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.outcome.take() {
+            self.queue.back(&self.waiting, self.seq, outcome);
+        }
+    }
+}
+
+/// Whether less than that part of the file system is free to us, or hardly anything.
+fn is_nearly_full(folder: &Path, reserve_percent: u8) -> bool {
+    let Ok(fs) = rustix::fs::statvfs(folder) else { return false };
+    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+    free < MIN_FREE || fs.f_bavail.saturating_mul(100) < fs.f_blocks.saturating_mul(reserve_percent.into())
+}

@@ -1,0 +1,230 @@
+//! What every store does. Each case gets a store and a way to open the same one again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hookway_protocol::id::DeliveryId;
+use jiff::Timestamp;
+
+use super::{Dead, EndpointId, NewDelivery, Payload, Seq, Settled, Store};
+
+/// A store of a folder, that can be closed and opened again.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn open(&self) -> Arc<dyn Store> {
+        super::open(self.0.path()).expect("a store")
+    }
+}
+
+fn delivery(endpoint: EndpointId, text: &str) -> (NewDelivery, Payload) {
+    let row = NewDelivery {
+        id: DeliveryId::now(),
+        endpoint,
+        name: "billing".into(),
+        received_at: Timestamp::from_microsecond(1_700_000_000_123_456).expect("a time"),
+        method: "POST".into(),
+        path: format!("/{text}"),
+        bytes: text.len() as u64,
+        attempts: 0,
+        handed: false,
+    };
+    let body = bytes::Bytes::copy_from_slice(text.as_bytes());
+    (row, Payload { head: vec![1, 2].into(), body, trailers: vec![0, 255].into() })
+}
+
+async fn endpoint(store: &dyn Store) -> EndpointId {
+    let name = "billing".parse().expect("a name");
+    store.claim_endpoint(&name, "ann", 9, Timestamp::now()).await.expect("a claim").expect("a row").id
+}
+
+#[tokio::test]
+async fn tokens_and_endpoints_survive() {
+    let place = Place::new();
+    let name = "billing".parse().expect("a name");
+    let now = Timestamp::now();
+    let store = place.open();
+    let new = store.create_token("ann", vec!["billing-*".into()], None).await.expect("a token");
+    let owner = |row: Option<super::EndpointRow>| row.map(|row| row.owner);
+    let claimed = store.claim_endpoint(&name, "ann", 1, now).await.expect("a claim").expect("a row");
+    store.set_rules(claimed.id, vec![1, 2, 3]).await.expect("kept");
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(store.tokens().await.expect("tokens"), vec![new.row.clone()]);
+    let again = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim").expect("a row");
+    assert_eq!((again.owner.as_str(), again.id, again.rules), ("ann", claimed.id, vec![1, 2, 3]), "the first keeps it");
+    assert!(store.release_endpoint(&name, now).await.expect("released"));
+    assert!(!store.release_endpoint(&name, now).await.expect("nothing to release"));
+    let other = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim").expect("a row");
+    assert_eq!(other.owner, "bob");
+    assert_ne!(other.id, claimed.id, "the name is another endpoint now");
+    assert_eq!(other.rules, Vec::<u8>::new());
+    let second = "accounts".parse().expect("a name");
+    assert_eq!(store.claim_endpoint(&second, "bob", 1, now).await.expect("a claim"), None, "one is his most");
+    let own = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim");
+    assert_eq!(owner(own).as_deref(), Some("bob"), "the one he has stays");
+    assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_some());
+    assert_eq!(store.revoke_tokens("ann", now).await.expect("revoked").len(), 1);
+    assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_none());
+}
+
+#[tokio::test]
+async fn tokens_that_ended_long_ago_are_forgotten() {
+    let place = Place::new();
+    let store = place.open();
+    let day = Duration::from_secs(86_400);
+    for days in [31, 29] {
+        store.create_token("old", vec![], Some(Timestamp::now() - day * days)).await.expect("a token");
+    }
+    let valid = store.create_token("new", vec![], Some(Timestamp::now() + day)).await.expect("a token");
+    store.create_token("last", vec![], None).await.expect("a token");
+    let names: Vec<_> = store.tokens().await.expect("tokens").into_iter().map(|token| token.name).collect();
+    assert_eq!(names, ["old", "new", "last"]);
+    assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &valid.token).is_some());
+}
+
+#[tokio::test]
+async fn deliveries_survive_in_the_order_of_acceptance() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let mut pushed = Vec::new();
+    for text in ["first", "", "third"] {
+        let (row, payload) = delivery(billing, text);
+        let seq = store.push(row.clone(), payload.clone()).await.expect("pushed");
+        pushed.push((seq, row, payload));
+    }
+    assert!(pushed.is_sorted_by_key(|(seq, ..)| *seq));
+    drop(store);
+
+    let store = place.open();
+    let rows = store.deliveries().await.expect("deliveries");
+    let kept: Vec<_> = rows.iter().map(|row| (row.seq, row.delivery.clone())).collect();
+    assert_eq!(kept, pushed.iter().map(|(seq, row, _)| (*seq, row.clone())).collect::<Vec<_>>());
+    assert!(rows.iter().all(|row| row.since == row.delivery.received_at && row.dead_since.is_none()));
+    for (seq, _, payload) in &pushed {
+        assert_eq!(store.payload(*seq).await.expect("read").as_ref(), Some(payload));
+    }
+    let last = pushed[2].0;
+    store.settle(last, Settled::Done).await.expect("settled");
+    assert_eq!(store.payload(last).await.expect("read"), None);
+    drop(store);
+    let store = place.open();
+    let (row, payload) = delivery(billing, "later");
+    assert!(store.push(row, payload).await.expect("pushed") > last, "a number is never given twice");
+}
+
+#[tokio::test]
+async fn what_came_of_a_delivery_survives() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let (row, payload) = delivery(billing, "one");
+    let seq = store.push(row, payload.clone()).await.expect("pushed");
+    let only = async |store: &Arc<dyn Store>| store.deliveries().await.expect("deliveries").pop().expect("one");
+    store.mark_handed(vec![seq, 999], true).await.expect("marked");
+    assert!(only(&store).await.delivery.handed);
+    store.mark_handed(vec![seq], false).await.expect("marked");
+    assert!(!only(&store).await.delivery.handed);
+    let again = Settled::Again { attempts: 3, handed: true, last: "the app answered 500".into() };
+    store.settle(seq, again).await.expect("settled");
+    drop(store);
+
+    let store = place.open();
+    let kept = only(&store).await;
+    assert_eq!((kept.delivery.attempts, kept.delivery.handed, kept.last.as_str()), (3, true, "the app answered 500"));
+    let at = Timestamp::from_microsecond(1_800_000_000_000_000).expect("a time");
+    let hour = Duration::from_secs(3600);
+    store.settle(seq, Settled::Dead { attempts: 4, last: "too old".into(), at }).await.expect("settled");
+    let kept = only(&store).await;
+    assert_eq!((kept.delivery.attempts, kept.last.as_str(), kept.dead_since), (4, "too old", Some(at)));
+    assert_eq!(store.payload(seq).await.expect("read"), Some(payload), "a dead letter is kept whole");
+
+    assert_eq!(store.revive(Dead::These(vec![seq + 1]), at).await.expect("none"), Vec::<Seq>::new());
+    assert_eq!(store.revive(Dead::Of(EndpointId(billing.0 + 1)), at).await.expect("none"), Vec::<Seq>::new());
+    assert_eq!(store.remove(Dead::Before(at - hour)).await.expect("none"), Vec::<Seq>::new());
+    assert_eq!(store.revive(Dead::Of(billing), at + hour).await.expect("revived"), vec![seq]);
+    let kept = only(&store).await;
+    assert_eq!((kept.dead_since, kept.since), (None, at + hour), "its time begins anew");
+    assert_eq!(store.remove(Dead::These(vec![seq])).await.expect("none"), Vec::<Seq>::new(), "it is not dead");
+    store.settle(seq, Settled::Dead { attempts: 5, last: String::new(), at }).await.expect("settled");
+    assert_eq!(store.remove(Dead::Before(at)).await.expect("removed"), vec![seq]);
+    assert_eq!(store.payload(seq).await.expect("read"), None);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_name_that_is_released_is_for_nobody_else() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let (row, payload) = delivery(billing, "anns");
+    let seq = store.push(row, payload).await.expect("pushed");
+    let now = Timestamp::now();
+    assert!(store.release_endpoint(&"billing".parse().expect("a name"), now).await.expect("released"));
+    let next = store.claim_endpoint(&"billing".parse().expect("a name"), "bob", 9, now).await.expect("a claim");
+    let row = store.deliveries().await.expect("deliveries").pop().expect("it is kept");
+    assert_eq!((row.seq, row.delivery.endpoint), (seq, billing));
+    assert!(row.dead_since.is_some());
+    assert_ne!(next.expect("a row").id, billing);
+}
+
+#[tokio::test]
+async fn many_at_once_are_all_kept() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let push = |number: usize| {
+        let store = store.clone();
+        async move {
+            let (row, payload) = delivery(billing, &number.to_string());
+            store.push(row, payload).await.expect("pushed")
+        }
+    };
+    let mut seqs = futures_util::future::join_all((0..2000).map(push)).await;
+    seqs.sort_unstable();
+    seqs.dedup();
+    assert_eq!(seqs.len(), 2000);
+    assert_eq!(store.deliveries().await.expect("deliveries").len(), 2000);
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_kept_takes_no_other_with_it() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let row = super::TokenRow {
+        id: "tok_same".into(),
+        name: "ann".into(),
+        hash: [7; 32],
+        endpoints: vec![],
+        created_at: Timestamp::now(),
+        expires_at: None,
+        revoked_at: None,
+    };
+    store.insert_token(row.clone()).await.expect("the first");
+    let (delivery, payload) = delivery(billing, "beside it");
+    let (first, second, third) = tokio::join!(
+        store.push(delivery.clone(), payload.clone()),
+        store.insert_token(row),
+        store.push(delivery, payload)
+    );
+    assert!(second.is_err(), "there is one of that id already");
+    assert_eq!(store.deliveries().await.expect("deliveries").len(), 2);
+    assert_ne!(first.expect("pushed"), third.expect("pushed"));
+}
+
+#[tokio::test]
+async fn a_change_by_another_process_is_seen_and_ones_own_is_not() {
+    let place = Place::new();
+    let (store, other) = (place.open(), place.open());
+    let before = store.version().await.expect("a version");
+    store.create_token("own", vec![], None).await.expect("a token");
+    assert_eq!(store.version().await.expect("a version"), before);
+    other.create_token("ann", vec![], None).await.expect("a token");
+    assert_ne!(store.version().await.expect("a version"), before);
+}

@@ -1,0 +1,84 @@
+//! Hands over what waits for an endpoint, as long as a session serves it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use hookway_protocol::head::Failure;
+use http_body_util::BodyExt;
+use tokio_util::sync::CancellationToken;
+
+use super::registry::Endpoint;
+use super::session::Session;
+use crate::delivery::{Reply, ReplyBody, Undelivered};
+use crate::queue::{Handed, Outcome, Queue};
+use crate::shutdown::Shutdown;
+
+/// At once over one session, whatever the client asks for.
+const MOST_AT_ONCE: usize = 256;
+/// The app's answer to a delivery from the queue is read to its end, for so long: nobody waits for it.
+const READ_FOR: Duration = Duration::from_secs(60);
+
+/// Hands over what waits, one after the other or as many at once as the client takes, until the session does not serve
+/// the endpoint any more, or the relay stops: then what was begun is finished.
+pub(super) async fn drain(
+    queue: &Arc<Queue>,
+    endpoint: &Arc<Endpoint>,
+    session: &Arc<Session>,
+    over: &CancellationToken,
+    shutdown: &Shutdown,
+) {
+    endpoint.waiting.wake();
+    let mut out = FuturesUnordered::new();
+    let stopped = async {
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = shutdown.stop_accepting.cancelled() => {}
+        }
+    };
+    let mut stopped = std::pin::pin!(stopped);
+    loop {
+        tokio::select! {
+            () = &mut stopped => break,
+            handed = queue.next(&endpoint.waiting), if out.len() < MOST_AT_ONCE => {
+                // A relay that stops waits for it.
+                let token = shutdown.work.token();
+                out.push(async move {
+                    let _token = token;
+                    hand_over(session, handed).await;
+                });
+            }
+            Some(()) = out.next() => {}
+        }
+    }
+    while out.next().await.is_some() {}
+}
+
+async fn hand_over(session: &Arc<Session>, mut handed: Handed) {
+    handed.begin();
+    let outcome = match session.forward(&mut handed.delivery).await {
+        Ok(Reply::App(status, headers, body)) => {
+            // Whoever is cut off before the end may do the same work again.
+            let _ = tokio::time::timeout(READ_FOR, read_out(body)).await;
+            let is_own = headers.get(&hookway_protocol::headers::ANSWERED_BY).is_some();
+            match status.as_u16() {
+                200..300 => Outcome::Done,
+                status @ 400..500 if is_own => Outcome::Hopeless(format!("the client refused it: {status}")),
+                status => Outcome::Failed(format!("the app answered {status}")),
+            }
+        }
+        Ok(Reply::Failed(Failure::Refused | Failure::Busy, message)) => Outcome::AppAway(message),
+        Ok(Reply::Failed(Failure::TooLarge | Failure::BadRequest, message)) => Outcome::Hopeless(message),
+        Ok(Reply::Failed(Failure::Timeout | Failure::BadAnswer, message)) => Outcome::Failed(message),
+        Ok(Reply::Switched(..) | Reply::Queued) => Outcome::Failed("the app changed the protocol".into()),
+        Err(Undelivered::Away | Undelivered::Unsent(_)) => Outcome::Unsent,
+        Err(error @ Undelivered::TimedOut) => Outcome::Failed(error.to_string()),
+        Err(error) => Outcome::Lost(error.to_string()),
+    };
+    handed.settle(outcome);
+}
+
+async fn read_out(mut body: ReplyBody) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
