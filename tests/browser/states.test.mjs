@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
-import { NETWORK_ERRORS, World, count, endBrowser, heading, look, lookOnce, notice, openRow, row } from './world.mjs';
+import { NETWORK_ERRORS, World, count, endBrowser, eventually, heading, look, lookOnce, notice, openRow, row } from './world.mjs';
 
 const SIZES = {
   'a window of 640×900': { name: '640x900', size: { width: 640, height: 900 } },
@@ -74,6 +74,9 @@ describe('when something is down', () => {
     await world.sendJson('/again', {});
     await page.locator('#banners').waitFor({ state: 'hidden' });
     await page.locator('#targets .state.up').waitFor();
+    // It was kept for the app, and its row tells what came of it.
+    await eventually(() => world.app.seen.some(({ path }) => path === '/into-nothing'), 'the delivery that waited');
+    await row(page, '/into-nothing').filter({ hasNotText: 'ERR refused' }).waitFor();
   });
 
   test('hookway itself, and back on the same port', async (t) => {

@@ -258,7 +258,7 @@ def test_a_body_of_exactly_1_mib_is_whole(kept):
 
 def test_an_app_that_refuses_leaves_an_attempt_with_its_reason(desk):
     with SleepingApp() as app:
-        desk.start(app, "--wait-app", "200ms")
+        desk.start(app, "--wait-app", "200ms", "--on-offline", "error")
         reply, number = desk.keep("POST", "/", b"event")
         assert reply.status == 503
         shown = desk.show(number)
@@ -267,6 +267,39 @@ def test_an_app_that_refuses_leaves_an_attempt_with_its_reason(desk):
         assert app.address in attempt["message"] and app.address in attempt["url"]
         assert shown["summary"]["ok"] is False and shown["request"]["body"]["text"] == "event"
         assert "ERR refused" in good(desk.run("requests")).text
+
+
+def test_what_waited_for_its_app_is_one_exchange_with_all_its_attempts(desk):
+    with SleepingApp() as app:
+        client = desk.start(app, "--wait-app", "200ms")
+        reply, number = desk.keep("POST", "/", b"event")
+        assert reply.status == 202 and reply.header("hookway-delivery") == number
+        app.open()
+        assert client.delivery(status=200)["id"] == number
+        shown = desk.show(number)
+    assert [(one["number"], one["status"], one["error"]) for one in shown["attempts"]] == [
+        (1, None, "refused"),
+        (2, 200, None),
+    ]
+    summary = shown["summary"]
+    assert (summary["ok"], summary["status"], summary["error"], summary["attempts"]) == (True, 200, None, 2)
+    assert summary["queued_ms"] > 0 and shown["timings"]["queued_ms"] == summary["queued_ms"]
+    assert shown["request"]["body"]["text"] == "event"
+    assert len(desk.list()) == 1
+    line = good(desk.run("requests")).text
+    assert "queued 0 s" in line and "ERR" not in line
+
+
+def test_what_came_while_nobody_was_there_is_kept_with_its_time(desk, app):
+    assert desk.start(app).stop() == 0
+    reply = desk.ask("POST", "/away", b"event")
+    assert reply.status == 202
+    client = desk.start(app)
+    assert client.delivery(path="/away", status=200)["id"] == reply.header("hookway-delivery")
+    shown = desk.show()
+    assert shown["summary"]["id"] == reply.header("hookway-delivery")
+    assert (shown["summary"]["attempts"], len(app.seen)) == (1, 1)
+    assert shown["summary"]["queued_ms"] > 0 and shown["timings"]["relay_received_at"] < shown["attempts"][0]["at"]
 
 
 def test_an_error_of_the_app_is_kept_as_it_is(desk, world):
@@ -445,6 +478,7 @@ def put(client, path, body, method="PUT"):
 
 # ── hookway requests ──────────────────────────────────────────────────────────────────────────────────────────────
 
+ERROR = "--on-offline", "/refused=error"
 SECRETS = ["hush-bearer", "hush-cookie", "hush-hmac", "hush-query", "hush-set-cookie"]
 
 
@@ -468,7 +502,7 @@ class Library(Desk):
 
         app = world.app(answer=answer)
         with SleepingApp() as down:
-            client = self.start(app, "-n", "other", "--route", f"/refused={down.port}", "--wait-app", "100ms")
+            client = self.start(app, "-n", "other", "--route", f"/refused={down.port}", "--wait-app", "100ms", *ERROR)
             event = b'{"id":"evt_%d","amount":%d,"live":true}'
             self.keep("POST", "/stripe/webhook?x=1", event % (1, 100), [("X-Event", "charge.Succeeded")])
             self.keep("POST", "/stripe/webhook?x=1", event % (2, 250), [("X-Event", "charge.failed"), ("X-More", "1")])

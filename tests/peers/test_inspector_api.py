@@ -500,7 +500,8 @@ def test_without_an_inspector_there_is_none(desk, app):
 
 
 def test_the_status_says_how_things_are(desk, app):
-    desk.open(app, "--route", "/stripe=127.0.0.1:1", "--wait-app", "10ms", "-n", f"{desk.name}-b")
+    down = "--route", "/stripe=127.0.0.1:1", "--wait-app", "10ms", "--on-offline", "error"
+    desk.open(app, *down, "-n", f"{desk.name}-b")
     desk.send("/a")
     desk.send("/stripe")
     eventually(lambda: desk.inspector.get("/api/status")["history"]["count"] == 2, what="both in the status")

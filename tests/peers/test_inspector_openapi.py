@@ -9,6 +9,7 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 import requests
+from test_semantics import SleepingApp
 
 from world import HOOKWAY, Program, World, eventually, run
 
@@ -215,16 +216,21 @@ class Filled:
     def __init__(self, world):
         self.world = world
         self.app = world.app(answer=answer)
-        self.client = world.client(
-            self.app, "--inspect", "127.0.0.1:0", "--wait-app", "0s", "--route", "/nobody=127.0.0.1:1", inspect=True
-        )
+        late = SleepingApp()
+        nobody = "--route", "/nobody=127.0.0.1:1", "--on-offline", "/nobody=error"
+        routes = *nobody, "--route", f"/late={late.port}"
+        self.client = world.client(self.app, "--inspect", "127.0.0.1:0", "--wait-app", "0s", *routes, inspect=True)
         self.inspector = Inspector(self.client.event("ready")["inspector"])
         for path, (kind, fields, body, _) in REQUESTS.items():
             fields = [*fields, *([("Content-Type", kind)] if kind else [])]
             world.post(path, body, headers=fields)
         world.post("/nobody", b"x")
         world.post("/reply-cut", b"x")
-        every = [path.partition("?")[0] for path in REQUESTS] + ["/nobody", "/reply-cut"]
+        with late:
+            world.post("/late", b"x")
+            late.open()
+            self.client.delivery(path="/late", status=200)
+        every = [path.partition("?")[0] for path in REQUESTS] + ["/nobody", "/reply-cut", "/late"]
         self.ids = {path: self.inspector.found(f"path:{path}")["id"] for path in every}
 
 
@@ -301,6 +307,14 @@ def test_details_of_what_failed(filled, inspector):
     wrong = inspector.detail(filled.ids["/reply-wrong"])
     assert (wrong["summary"]["error"], wrong["summary"]["ok"]) == (None, False)
     assert wrong["attempts"][0]["reply"]["body"]["json_error"]["line"] == 2
+
+
+def test_details_of_what_waited(filled, inspector):
+    late = inspector.detail(filled.ids["/late"])
+    summary = late["summary"]
+    assert (summary["attempts"], summary["status"], summary["ok"]) == (2, 200, True)
+    assert summary["queued_ms"] > 0 and late["timings"]["queued_ms"] == summary["queued_ms"]
+    assert [(one["status"], one["error"]) for one in late["attempts"]] == [(None, "refused"), (200, None)]
 
 
 def test_ids(filled, inspector):

@@ -18,6 +18,7 @@ import pytest
 
 from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, eventually, lacking, request, takes
 
+SILENT = 2.0  # seconds without a sign of life after which senders are no longer kept waiting
 NOTICED = 6.0  # seconds in which both sides notice a dead link
 BACK = 5.0  # seconds in which the client is back once the link is
 SLACK = 3.0  # for a busy machine of two cores
@@ -161,6 +162,21 @@ class Net:
         except (OSError, Closed):
             return 0
 
+    def post(self, path):
+        """The answer to one POST."""
+        with self.wire() as wire:
+            return wire.ask(request("POST", path, path.encode()))
+
+    def arrived_once(self, reply, path):
+        """What was answered 202 reaches the app: once, or its repeat is marked as one."""
+        assert reply.status == 202 and reply.body.startswith(b"queued: ")
+        self.client.event("delivery", lambda event: event["path"] == path and event["status"] == 200)
+        seen = self.app.at(path)
+        assert {(it.body, it.header("hookway-delivery")) for it in seen} == {
+            (path.encode(), reply.header("hookway-delivery"))
+        }
+        assert all(it.header("hookway-possible-duplicate") == "1" for it in seen[1:])
+
     def session(self, state, since=0, seconds=20.0):
         """The first session event of this state after `since` events."""
         news = lambda: next(
@@ -262,6 +278,7 @@ def test_a_cut_link_is_noticed_and_healed(net):
     net.session("down", so_far, NOTICED + SLACK)
     noticed = time.monotonic() - cut
     eventually(lambda: net.status(1.0) == 503, NOTICED + SLACK, "the relay noticing")
+    waits = net.post("/waits")
     assert net.client.running
     so_far = len(net.client.events)
     net.far.ip("link", "set", "hwc", "up")
@@ -269,22 +286,45 @@ def test_a_cut_link_is_noticed_and_healed(net):
     net.session("up", so_far, BACK + SLACK)
     back = time.monotonic() - up
     assert net.status() == 200
+    net.arrived_once(waits, "/waits")
     print(f"noticed after {noticed:.1f} s, back after {back:.1f} s")
+
+
+@contextlib.contextmanager
+def asleep(process):
+    """SIGSTOP, as a closed laptop lid does."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("net", ["quic", pytest.param("h2", marks=needs_fallback)], indirect=True)
 def test_a_client_that_slept_comes_back(net):
-    """SIGSTOP until the relay has given it up, as a closed laptop lid does."""
+    """The relay has given it up meanwhile."""
     assert net.status() == 200
     so_far = len(net.client.events)
-    net.client.process.send_signal(signal.SIGSTOP)
-    try:
-        eventually(lambda: net.status(1.0) == 503, NOTICED + SLACK, "the relay noticing")
-    finally:
-        net.client.process.send_signal(signal.SIGCONT)
+    with asleep(net.client.process):
+        eventually(lambda: "client gone" in net.relay.log(), NOTICED + SLACK, "the relay noticing")
+        assert net.status() == 503
+        waits = net.post("/waits")
     net.session("down", so_far, BACK + SLACK)
     net.session("up", so_far, BACK + SLACK)
     eventually(lambda: net.status() == 200, SLACK, "deliveries going on")
+    net.arrived_once(waits, "/waits")
+
+
+@pytest.mark.parametrize("net", ["quic", pytest.param("h2", marks=needs_fallback)], indirect=True)
+def test_senders_do_not_wait_for_a_client_that_naps(net):
+    """Not long enough for the relay to give it up: what was sent to it first is still there when it wakes."""
+    assert net.status() == 200
+    with asleep(net.client.process):
+        began = time.monotonic()
+        waits = net.post("/waits")
+        assert time.monotonic() - began < SILENT + 1
+    eventually(lambda: net.status() == 200, BACK + SLACK, "deliveries going on")
+    net.arrived_once(waits, "/waits")
 
 
 @contextlib.contextmanager

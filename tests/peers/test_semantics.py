@@ -1,4 +1,4 @@
-"""What happens when… (the rows of the table in README that need no queue), by the built programs."""
+"""What happens when… (the rows of the table in README that hardly need the queue), by the built programs."""
 
 import contextlib
 import re
@@ -13,6 +13,7 @@ import pytest
 from world import DOMAIN, Closed, RawApp, Relay, World, eventually, request, takes, tls_context
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+PROBE = "/probe"
 
 
 class SleepingApp(RawApp):
@@ -34,14 +35,14 @@ class SleepingApp(RawApp):
 
 
 class GatedApp(RawApp):
-    """An app that answers once its gate is open."""
+    """An app that answers once its gate is open, all but the probes of `answers`."""
 
     def __init__(self, **options):
         super().__init__(answer=self._wait, **options)
         self.gate = threading.Event()
 
     def _wait(self, seen, _connection):
-        assert self.gate.wait(60)
+        assert seen.target == PROBE or self.gate.wait(60)
         return OK
 
     def __exit__(self, *rest):
@@ -69,7 +70,7 @@ def is_down(event):
 def answers(world, status, name="billing"):
     """Whether a GET is answered with this status; a broken connection is no answer."""
     try:
-        return world.get(name=name).status == status
+        return world.get(PROBE, name).status == status
     except (OSError, Closed):
         return False
 
@@ -95,17 +96,36 @@ def test_an_app_that_is_down_is_waited_for(world):
         assert client.delivery()["status"] == 200
 
 
-def test_an_app_that_stays_down_is_503(world):
+def test_an_app_that_stays_down_has_it_later(world):
     with SleepingApp() as app:
         client = world.client(app, "--wait-app", "300ms")
         reply = world.get()
         assert reply.status == 503 and int(reply.header("retry-after")) > 0
+        assert app.address in reply.body.decode()
+        reply = world.post(body=b"event")
+        assert reply.status == 202 and reply.body.startswith(b"queued: ")
+        client.wait(lambda: len(client.deliveries()) >= 2, what="both deliveries")
+        app.open()
+        assert world.get("/now").status == 200
+        seen = eventually(lambda: app.at("/"), what="the delivery that waited")[0]
+        assert (seen.method, seen.body) == ("POST", b"event")
+        assert seen.header("hookway-delivery") == reply.header("hookway-delivery")
+        assert int(seen.header("hookway-attempt")) > 1 and seen.header("hookway-received-at")
+        assert seen.header("hookway-possible-duplicate") is None  # nothing of it had reached the app
+        client.delivery(method="POST", status=200)
+    assert len(app.at("/")) == 1
+
+
+def test_an_app_that_stays_down_is_503_where_nothing_is_to_wait(world):
+    with SleepingApp() as app:
+        client = world.client(app, "--wait-app", "300ms", "--on-offline", "error")
         reply = world.post(body=b"event")
         assert reply.status == 503 and int(reply.header("retry-after")) > 0
         assert app.address in reply.body.decode()
-        client.wait(lambda: len(client.deliveries()) == 2, what="both deliveries")
+        client.delivery()
         app.open()
-        assert world.get().status == 200
+        assert world.post("/now").status == 200
+    assert [seen.target for seen in app.seen] == ["/now"]
 
 
 def test_wait_app_has_a_default_of_three_seconds(world):
@@ -395,7 +415,7 @@ def test_a_restarted_relay_has_its_clients_back(world, how):
     assert client.find("ready")["url"] == world.url("").rstrip("/")
 
 
-def test_a_killed_client_is_503_with_a_page_for_browsers(world):
+def test_a_killed_client_is_503_with_a_page_for_browsers_and_202_for_webhooks(world):
     client = world.client(world.app())
     assert world.get().status == 200
     client.process.kill()
@@ -405,9 +425,14 @@ def test_a_killed_client_is_503_with_a_page_for_browsers(world):
     page = world.get(headers=[("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")])
     assert page.status == 503 and int(page.header("retry-after")) > 0
     assert page.header("content-type").startswith("text/html") and b"<html" in page.body.lower()
-    assert world.post(body=b"x").status == 503
-    world.client(world.app())
+    reply = world.post("/waits", b"x")
+    assert reply.status == 202 and reply.body.startswith(b"queued: ")
+    app = world.app()
+    client = world.client(app)
     assert world.get().status == 200
+    event = client.delivery(path="/waits", status=200)
+    assert event["id"] == reply.header("hookway-delivery") and event["queued_ms"] > 0
+    assert [seen.body for seen in app.at("/waits")] == [b"x"]
 
 
 def test_a_client_killed_midway_leaves_an_unclean_end(world):

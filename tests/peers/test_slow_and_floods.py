@@ -692,15 +692,23 @@ def test_so_many_small_fields_are_431(slow, count, status):
     assert status == 200 or seen.body == TOO_LARGE_A_HEAD
 
 
-def test_an_early_answer_reaches_a_sender_that_is_still_sending(new_world):
+@pytest.mark.parametrize(
+    ("relay_flags", "flags", "status", "why"),
+    [
+        ((), ("--on-offline", "error"), 503, b"nobody is connected"),
+        (("--queue-max-body", "1MiB"), (), 413, b"over the 1048576 bytes that can be queued"),
+    ],
+    ids=["nobody is there", "too large to wait"],
+)
+def test_an_early_answer_reaches_a_sender_that_is_still_sending(new_world, relay_flags, flags, status, why):
     """All of 20 MB is written before anything is read, long after the relay has answered."""
-    world = new_world()
-    world.client(world.app()).stop()
+    world = new_world(*relay_flags)
+    world.client(world.app(), *flags).stop()
     size = 20_000_000
     with world.wire() as wire:
         wire.tls.sendall(request("POST", "/upload", headers=[("Content-Length", str(size))]))
         for _ in range(size // 100_000):
             wire.tls.sendall(b"x" * 100_000)
         reply = wire.reply("POST")
-    assert reply.status == 503 and reply.complete
-    assert b"nobody is connected" in reply.body
+    assert reply.status == status and reply.complete
+    assert why in reply.body

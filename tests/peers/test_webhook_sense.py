@@ -731,8 +731,9 @@ def test_after_an_early_answer_the_next_are_put_to_the_app_at_once(station):
 
 
 def test_the_demo_s_sample_is_signed_well_enough_for_itself(hookway):
-    done = good(hookway("dev", "--demo", "--once", "--require-signature", "--no-inspect", "--json", *FREE_PORTS))
-    (line,) = [line for line in done.json if line["event"] == "delivery"]
+    done = hookway("dev", "--demo", "--once", "--require-signature", "--no-inspect", "--json", *FREE_PORTS)
+    assert done.returncode == 0, done
+    (line,) = [line for line in map(json.loads, done.stdout.splitlines()) if line["event"] == "delivery"]
     assert (line["signature"], line["status"]) == ("ok", OK)
 
 
