@@ -13,6 +13,9 @@ use crate::host::EndpointName;
 use crate::id::DeliveryId;
 use crate::protobuf::{Broken, Value, next_field, put_bytes, put_number};
 
+/// A head that waits in a queue says more when it is handed over: which attempt it is, that it may have been before.
+const GROWS_BY: usize = 64;
+
 /// A head may have this many fields.
 const MAX_FIELDS: usize = 1024;
 
@@ -126,7 +129,10 @@ impl RequestHead {
     /// Whether the other side takes a head of this size.
     #[must_use]
     pub fn fits(&self) -> bool {
-        fits(&self.headers, self.target.as_str().len(), |out| self.encode(out))
+        let Self { target, method, remote, upgrade, .. } = self;
+        let upgrade = upgrade.as_ref().map_or(0, String::len);
+        let more = target.as_str().len() + method.as_str().len() + remote.len() + upgrade;
+        fits(&self.headers, more, |out| self.encode(out))
     }
 
     /// Reads a head.
@@ -193,7 +199,7 @@ fn fits(headers: &Headers, more: usize, encode: impl FnOnce(&mut BytesMut)) -> b
         encode(&mut out);
         out.len()
     };
-    headers.len() <= MAX_FIELDS && (about <= MAX_HEAD || exact() <= MAX_HEAD)
+    headers.len() <= MAX_FIELDS && (about <= MAX_HEAD || exact() + GROWS_BY <= MAX_HEAD)
 }
 
 impl ReplyHead {
@@ -461,6 +467,32 @@ mod tests {
             }
         }
         assert!(heads >= 5, "the corpus has good heads, too");
+    }
+
+    #[test]
+    fn a_head_fits_only_if_it_still_does_when_it_was_queued() {
+        let head = |method: usize| RequestHead {
+            id: DeliveryId::from_bytes([1; 16]),
+            received_at_us: 1,
+            endpoint: "billing".parse().expect("a name"),
+            method: "X".repeat(method).parse().expect("a method"),
+            target: "/".parse().expect("a target"),
+            headers: Headers::default(),
+            remote: String::new(),
+            attempt: 1,
+            possible_duplicate: false,
+            whole: false,
+            upgrade: None,
+            http2: false,
+            queued: false,
+            sealed: false,
+        };
+        let longest = (0..MAX_HEAD).rev().find(|method| head(*method).fits()).expect("some fit");
+        let mut queued = BytesMut::new();
+        let head =
+            RequestHead { attempt: u32::MAX, possible_duplicate: true, whole: true, queued: true, ..head(longest) };
+        head.encode(&mut queued);
+        assert!((MAX_HEAD - GROWS_BY..=MAX_HEAD).contains(&queued.len()), "{longest} {}", queued.len());
     }
 
     #[test]

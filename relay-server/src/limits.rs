@@ -217,6 +217,11 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// The same while more than half is free: for what may be needed, where others are in need.
+    pub(crate) fn take_spare(&self, bytes: usize) -> Option<[Place; 2]> {
+        (self.all.used() < self.all.most / 2).then(|| self.take(bytes))?
+    }
+
     /// Room for so many bytes, if there is some; given back on drop.
     pub(crate) fn take(&self, bytes: usize) -> Option<[Place; 2]> {
         Some([self.all.take(bytes)?, self.own.take(bytes)?])

@@ -38,6 +38,9 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// What may be in memory of those that are being handed over, all together.
 const MAX_OUT_KIB: u32 = 256 << 10;
 
+/// As much is noted of what came of an attempt, in bytes.
+const MAX_LAST: usize = 200;
+
 /// With less room than this the disk counts as full whatever part of it that is: the store's log needs some, too.
 const MIN_FREE: u64 = 8 << 20;
 
@@ -193,12 +196,16 @@ impl Queue {
     }
 
     /// What a client asks for its endpoint's deliveries, kept while it is away.
-    pub(crate) async fn ask(&self, waiting: &Waiting, queueing: Queueing) -> Result<(), StoreError> {
-        if waiting.backlog().queueing() != &queueing {
-            self.store.set_rules(waiting.id, queueing.to_bytes()).await?;
-            waiting.backlog().set_queueing(queueing);
+    pub(crate) async fn ask(&self, waiting: &Waiting, queueing: Queueing) {
+        if waiting.backlog().queueing() == &queueing {
+            return;
         }
-        Ok(())
+        let bytes = queueing.to_bytes();
+        waiting.backlog().set_queueing(queueing);
+        // A client that comes to fetch what waits is not kept out by a disk that is full.
+        if let Err(error) = self.store.set_rules(waiting.id, bytes).await {
+            tracing::error!(%error, endpoint = waiting.name, "what a client asks for holds until the relay restarts");
+        }
     }
 
     /// Whether a delivery of this kind may wait: what only reads, and what wants to talk, makes no sense later.
@@ -231,9 +238,10 @@ impl Queue {
         };
         row.bytes = (payload.head.len() + payload.body.len() + payload.trailers.len()) as u64;
         // Carried out even if nobody waits any more: what is on disk must be known here, too.
-        let (queue, waiting, pass) = (self.clone(), waiting.clone(), delivery.pass.take());
+        let (queue, waiting) = (self.clone(), waiting.clone());
+        let held = (delivery.pass.take(), delivery.room.take());
         let kept = self.shutdown.work.spawn(async move {
-            let _pass = pass;
+            let _held = held;
             queue.keep(&waiting, row, payload).await
         });
         kept.await.unwrap_or(Err(Unqueued::Closed))
@@ -321,7 +329,9 @@ impl Queue {
         let Some(payload) = self.store.payload(turn.seq).await? else { return Ok(None) };
         let delivery = kept::delivery(payload, turn.attempt, turn.handed);
         if delivery.is_none() {
-            tracing::error!(seq = turn.seq, "a delivery that waits is broken: it is left out");
+            tracing::error!(seq = turn.seq, "a delivery that waits cannot be read: it is a dead letter");
+            let last = "it cannot be read".to_owned();
+            self.settle(turn.seq, Settled::Dead { attempts: turn.attempt, last, at: Timestamp::now() }).await;
         }
         Ok(delivery.map(|delivery| (delivery, room)))
     }
@@ -340,9 +350,9 @@ impl Queue {
             // Nothing has changed.
             (Outcome::Unsent, _) => return,
             (Outcome::Done, _) | (Outcome::AppAway(_), None) => Settled::Done,
-            (Outcome::Hopeless(last), _) => Settled::Dead { attempts, last, at: Timestamp::now() },
+            (Outcome::Hopeless(last), _) => Settled::Dead { attempts, last: short(&last), at: Timestamp::now() },
             (Outcome::AppAway(last) | Outcome::Lost(last) | Outcome::Failed(last), Some((attempts, handed))) => {
-                Settled::Again { attempts, handed, last }
+                Settled::Again { attempts, handed, last: short(&last) }
             }
             (_, None) => return,
         };
@@ -360,7 +370,9 @@ impl Queue {
     /// Dead letters of what has waited too long, what could not be noted, and the disk: called every second.
     pub(crate) async fn upkeep(self: &Arc<Self>) {
         let before = self.disk_is_full.load(Ordering::Relaxed);
-        let full = is_nearly_full(&self.data_dir, self.config.disk_reserve);
+        let reserve = self.config.disk_reserve;
+        let full = is_nearly_full(&self.data_dir, reserve, 0)
+            && is_nearly_full(&self.data_dir, reserve, self.store.reusable().await.unwrap_or(0));
         if full && !before {
             tracing::error!(folder = %self.data_dir.display(), "the disk is full: nothing is queued until there is room");
         }
@@ -370,11 +382,20 @@ impl Queue {
         let mut sum = Depth::default();
         for waiting in all {
             let gone = waiting.backlog().expire(now, self.config.retention);
-            for (seq, attempts) in gone {
-                tracing::warn!(endpoint = waiting.name, seq, "a delivery has waited for too long: it is a dead letter");
-                let last = "it waited for too long".to_owned();
-                self.settle(seq, Settled::Dead { attempts, last, at }).await;
+            if !gone.is_empty() {
+                let count = gone.len();
+                tracing::warn!(
+                    endpoint = waiting.name,
+                    count,
+                    "deliveries have waited for too long: they are dead letters"
+                );
             }
+            let dead = gone.into_iter().map(|(seq, attempts)| {
+                let last = "it waited for too long".to_owned();
+                self.settle(seq, Settled::Dead { attempts, last, at })
+            });
+            // Together, so that they wait for the disk once.
+            futures_util::future::join_all(dead).await;
             let depth = waiting.depth();
             sum.count += depth.count;
             sum.bytes += depth.bytes;
@@ -465,9 +486,17 @@ impl Drop for Taken {
     }
 }
 
-/// Whether less than that part of the file system is free to us, or hardly anything.
-fn is_nearly_full(folder: &Path, reserve_percent: u8) -> bool {
+/// What came of a delivery, as it is noted: a client may say a lot.
+fn short(text: &str) -> String {
+    kept::cut(text, MAX_LAST).to_owned()
+}
+
+/// Whether less than that part of the file system is free to us, or hardly anything. The store can use so many bytes of
+/// its file again, besides.
+fn is_nearly_full(folder: &Path, reserve_percent: u8, reusable: u64) -> bool {
     let Ok(fs) = rustix::fs::statvfs(folder) else { return false };
-    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
-    free < MIN_FREE || fs.f_bavail.saturating_mul(100) < fs.f_blocks.saturating_mul(reserve_percent.into())
+    let size = fs.f_frsize.max(1);
+    let free = fs.f_bavail.saturating_add(reusable / size);
+    free.saturating_mul(size) < MIN_FREE
+        || free.saturating_mul(100) < fs.f_blocks.saturating_mul(reserve_percent.into())
 }

@@ -67,6 +67,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn settle(&self, seq: Seq, settled: Settled) -> Later<'_, ()>;
     /// Makes dead letters wait again, as if they had just come, and says which.
     fn revive(&self, which: Dead, at: Timestamp) -> Later<'_, Vec<Seq>>;
+    /// How many bytes of its own files it can use again: they do not shrink.
+    fn reusable(&self) -> Later<'_, u64>;
     /// Removes dead letters, and says which.
     fn remove(&self, which: Dead) -> Later<'_, Vec<Seq>>;
 }

@@ -230,6 +230,27 @@ async fn a_large_body_waits_whole_and_one_over_the_limit_is_413() {
 }
 
 #[tokio::test]
+async fn a_large_body_arrives_whole_though_the_app_answers_early() {
+    let world = World::new().await;
+    let token = world.token("ann", &[]).await;
+    let app = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = app.local_addr().expect("an address");
+    connect(&world, &token, address, |options| options).await.close().await;
+    let length = 3 << 20;
+    let _ = world.send(post("billing", "/").body(vec![7; length])).await.expect(202);
+    let _client = connect(&world, &token, address, |options| options).await;
+    let (mut stream, _) = app.accept().await.expect("the delivery");
+    let mut head = vec![0; 64 << 10];
+    let mut read = tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.expect("a request");
+    read -= head[..read].windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.expect("answered");
+    let mut rest = vec![0; length];
+    let rest = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut rest[read..]);
+    tokio::time::timeout(Duration::from_secs(10), rest).await.expect("in time").expect("all of it");
+}
+
+#[tokio::test]
 async fn a_body_of_unknown_length_waits_too() {
     let world = World::new().await;
     let token = world.token("ann", &[]).await;

@@ -20,6 +20,8 @@ use crate::limits::{Place, Room};
 /// A slow start is forgiven for this long.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// What a piece of a body takes of the memory at least.
+const LEAST_PIECE: usize = 128;
 /// A large body that is read whole must be there within this time.
 const LARGE_WITHIN: Duration = Duration::from_secs(600);
 
@@ -135,7 +137,11 @@ impl Inbound {
         }
         if let Some(kept) = &mut self.kept {
             let most = kept.most;
-            let room = |bytes| self.sender.upgrade().and_then(|sender| sender.memory.take(bytes));
+            let is_spare = !self.must_keep;
+            let room = |bytes| {
+                let memory = &self.sender.upgrade()?.memory;
+                if is_spare { memory.take_spare(bytes) } else { memory.take(bytes) }
+            };
             let error = match kept.add(&frame, self.taken, room) {
                 Ok(()) => None,
                 _ if self.taken > most => Some(InboundError::TooLarge(most)),
@@ -171,7 +177,8 @@ impl Kept {
         match frame.data_ref() {
             Some(data) if data.is_empty() => {}
             Some(data) => {
-                self.room.push(room(data.len()).ok_or(())?);
+                // A piece costs more than its bytes: there may be millions of one byte.
+                self.room.push(room(data.len().max(LEAST_PIECE)).ok_or(())?);
                 self.pieces.push(data.clone());
             }
             None => self.trailers = frame.trailers_ref().cloned(),

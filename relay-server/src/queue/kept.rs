@@ -16,6 +16,9 @@ use super::waiting::Waiting;
 use crate::delivery::{Body, Delivery, Unqueued};
 use crate::store::{MAX_PATH, NewDelivery, Payload, QueuedRow};
 
+/// As much of a method is noted beside a delivery, in bytes.
+const MAX_METHOD: usize = 32;
+
 /// A delivery as it is kept.
 pub(super) fn payload(head: &RequestHead, body: &Bytes, trailers: Option<&HeaderMap>) -> Payload {
     let (mut encoded, mut encoded_trailers) = (BytesMut::with_capacity(1024), BytesMut::new());
@@ -46,21 +49,25 @@ pub(super) fn sealed(head: &RequestHead, key: &[u8], payload: Payload) -> Result
 
 /// What is noted beside it.
 pub(super) fn row(waiting: &Waiting, head: &RequestHead) -> NewDelivery {
-    let path = head.target.path();
-    let end = (0..=path.len().min(MAX_PATH)).rev().find(|end| path.is_char_boundary(*end)).unwrap_or(0);
-    let path = path[..end].to_owned();
+    let path = cut(head.target.path(), MAX_PATH).to_owned();
     let received_at = i64::try_from(head.received_at_us).ok().and_then(|at| Timestamp::from_microsecond(at).ok());
     NewDelivery {
         id: head.id,
         endpoint: waiting.id,
         name: waiting.name.clone(),
         received_at: received_at.unwrap_or_else(Timestamp::now),
-        method: head.method.to_string(),
+        method: cut(head.method.as_str(), MAX_METHOD).to_owned(),
         path,
         bytes: 0,
         attempts: head.attempt.saturating_sub(1),
         handed: head.possible_duplicate,
     }
+}
+
+/// The beginning of a text, of so many bytes at most.
+pub(super) fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=text.len().min(most)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// One of an earlier run, as the backlog knows it.

@@ -200,7 +200,11 @@ fn commit(db: &mut Connection, all: &mut [Box<dyn Work>]) -> rusqlite::Result<()
     for work in all {
         change.prepare_cached("SAVEPOINT one")?.execute([])?;
         if !work.run(&change) {
-            // A full disk may have undone everything.
+            if change.is_autocommit() {
+                // A full disk has undone everything.
+                let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+                return Err(rusqlite::Error::SqliteFailure(full, None));
+            }
             change.prepare_cached("ROLLBACK TO one")?.execute([])?;
         }
         change.prepare_cached("RELEASE one")?.execute([])?;
@@ -387,6 +391,14 @@ impl Store for Database {
             let mut revive = db.prepare_cached("UPDATE delivery SET dead_since = NULL, since = ? WHERE seq = ?")?;
             all.iter().try_for_each(|seq| revive.execute(params![at.as_microsecond(), seq]).map(drop))?;
             Ok(all)
+        })
+    }
+
+    fn reusable(&self) -> Later<'_, u64> {
+        self.read(|db| {
+            let pages: u64 = db.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+            let size: u64 = db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+            Ok(pages * size)
         })
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hookway_protocol::head::Failure;
+use hookway_protocol::link::StreamError;
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
@@ -38,10 +39,13 @@ pub(super) async fn drain(
         }
     };
     let mut stopped = std::pin::pin!(stopped);
+    // Kept over the turns: begun anew, it would read the same delivery again.
+    let mut next = std::pin::pin!(queue.next(&endpoint.waiting));
     loop {
         tokio::select! {
             () = &mut stopped => break,
-            handed = queue.next(&endpoint.waiting), if out.len() < MOST_AT_ONCE => {
+            handed = &mut next, if out.len() < MOST_AT_ONCE => {
+                next.set(queue.next(&endpoint.waiting));
                 // A relay that stops waits for it.
                 let token = shutdown.work.token();
                 out.push(async move {
@@ -52,6 +56,8 @@ pub(super) async fn drain(
             Some(()) = out.next() => {}
         }
     }
+    // What it may have taken meanwhile goes back.
+    next.set(queue.next(&endpoint.waiting));
     while out.next().await.is_some() {}
 }
 
@@ -73,6 +79,10 @@ async fn hand_over(session: &Arc<Session>, mut handed: Handed) {
         Ok(Reply::Failed(Failure::Timeout | Failure::BadAnswer, message)) => Outcome::Failed(message),
         Ok(Reply::Switched(..) | Reply::Queued) => Outcome::Failed("the app changed the protocol".into()),
         Err(Undelivered::Away | Undelivered::Unsent(_)) => Outcome::Unsent,
+        // What the client cannot take it will not take at once again.
+        Err(Undelivered::Lost(error @ (StreamError::Aborted | StreamError::Protocol(_)))) => {
+            Outcome::Failed(error.to_string())
+        }
         Err(error @ Undelivered::TimedOut) => Outcome::Failed(error.to_string()),
         Err(error) => Outcome::Lost(error.to_string()),
     };

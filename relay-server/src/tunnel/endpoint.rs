@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Config;
 use super::drain::drain;
-use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, not_kept, released_meanwhile, too_many_sessions};
+use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, released_meanwhile, too_many_sessions};
 use super::registry::{Claim, Registry};
 use super::session::{Common, Session};
 use crate::limits::{Counter, PerAddress};
@@ -173,7 +173,7 @@ impl Tunnel {
         let claims = claims.ok_or_else(released_meanwhile)?;
         for claim in &claims {
             let asked = asked_for(hello, &claim.endpoint.name);
-            self.queue.ask(&claim.endpoint.waiting, asked).await.map_err(|error| not_kept(&error))?;
+            self.queue.ask(&claim.endpoint.waiting, asked).await;
         }
         let up = Up::new(&self.doorkeeper.metrics.sessions);
         Ok((self.doorkeeper.welcome(&granted, id), Served { claims, released, listed, _up: up }))

@@ -18,7 +18,7 @@ use crate::auth::{self, Grant, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics::{self, Metrics};
 use crate::queue::Depth;
-use crate::store::{MAX_PATH, Store, StoreError, TokenRow};
+use crate::store::{MAX_PATH, Store, TokenRow};
 
 /// Wrong tokens from one address before it is not heard for a while.
 const MAX_FAILURES: u32 = 10;
@@ -192,11 +192,6 @@ pub(super) fn asked_for(hello: &Hello, name: &EndpointName) -> Queueing {
     asked.rules.truncate(MAX_RULES);
     asked.seal_key.truncate(seal::PUBLIC_KEY);
     asked
-}
-
-pub(super) fn not_kept(error: &StoreError) -> Refusal {
-    tracing::error!(%error, "what a client asks for cannot be kept");
-    (refused(Code::Limit, "the relay cannot keep what the client asks for just now", "try again in a minute"), "store")
 }
 
 fn wrong_token() -> Refusal {

@@ -85,6 +85,16 @@ impl Session {
         let mut out = BytesMut::with_capacity(1024);
         frame::put_head(&mut out, |out| head.encode(out));
         let (sender, mut upload) = match body {
+            Body::Whole(bytes, trailers) if !head.whole => {
+                // A large one goes on beside its answer.
+                let mut pieces = whole(out, bytes, trailers.as_ref());
+                self.common.uploads.spawn(async move {
+                    if sender.send(&mut pieces).await.is_ok() {
+                        sender.finish();
+                    }
+                });
+                (None, None)
+            }
             Body::Whole(bytes, trailers) => {
                 let mut pieces = whole(out, bytes, trailers.as_ref());
                 tokio::select! {
@@ -93,7 +103,7 @@ impl Session {
                         sent.map_err(Undelivered::Lost)?;
                         (Some(sender), None)
                     }
-                    // A large one may not be wanted to its end; what was read of the answer is still there.
+                    // It may not be wanted to its end; what was read of the answer is still there.
                     () = receiver.readable() => (None, None),
                     () = self.silence() => return Err(Undelivered::Silent),
                 }
@@ -137,14 +147,13 @@ impl Session {
         if let (ReplyHead::App { .. }, Some(upload)) = (&reply, &mut upload) {
             upload.go_on();
         }
-        let is_whole = head.whole;
         match (reply, sender, &head.upgrade) {
             (ReplyHead::App { status: StatusCode::SWITCHING_PROTOCOLS, headers }, Some(sender), Some(_)) => {
                 Ok(Reply::Switched(headers, Stream { sender, receiver }, pass.take()))
             }
             (reply, sender, upgrade) => {
-                // A stream that asked for an upgrade, or carried a large body, carries nothing else.
-                let sender = sender.filter(|_| upgrade.is_none() && is_whole);
+                // A stream that asked for an upgrade carries nothing else.
+                let sender = sender.filter(|_| upgrade.is_none());
                 let body = reply::body(self, receiver, sender, pass.take()).map_err(Undelivered::Lost)?;
                 Ok(match reply {
                     ReplyHead::App { status, headers } => Reply::App(status, headers, body),
