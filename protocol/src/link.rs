@@ -392,12 +392,6 @@ impl Receiver {
         poll_fn(|cx| self.poll_frame(cx)).await
     }
 
-    /// Waits until more has been read, or the stream has ended. What was read stays for [`Self::frame`].
-    pub async fn readable(&mut self) {
-        // An error is told again there.
-        let _ = poll_fn(|cx| self.poll_fill(cx)).await;
-    }
-
     /// Reads more into the buffer and says how much; 0 is the end of the stream.
     ///
     /// Reading into one buffer costs a copy, and makes one piece of the many that QUIC's packets come in.

@@ -100,14 +100,6 @@ impl Queueing {
     }
 }
 
-impl Rule {
-    /// Whether it is for deliveries to that path of that endpoint.
-    #[must_use]
-    pub fn takes(&self, endpoint: &str, path: &str) -> bool {
-        (self.endpoint.is_empty() || self.endpoint == endpoint) && is_below(path, &self.prefix)
-    }
-}
-
 /// Whether a path is that prefix, or goes on at a `/` after it. Everything is below the empty prefix.
 #[must_use]
 pub fn is_below(path: &str, prefix: &str) -> bool {

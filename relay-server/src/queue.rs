@@ -349,7 +349,7 @@ impl Queue {
         let settled = match (outcome, entry) {
             // Nothing has changed.
             (Outcome::Unsent, _) => return,
-            (Outcome::Done, _) | (Outcome::AppAway(_), None) => Settled::Done,
+            (Outcome::Done, _) => Settled::Done,
             (Outcome::Hopeless(last), _) => Settled::Dead { attempts, last: short(&last), at: Timestamp::now() },
             (Outcome::AppAway(last) | Outcome::Lost(last) | Outcome::Failed(last), Some((attempts, handed))) => {
                 Settled::Again { attempts, handed, last: short(&last) }
@@ -408,9 +408,7 @@ impl Queue {
             let count = unsettled.len();
             tracing::error!(count, "what came of deliveries could not be noted; trying again");
         }
-        for (seq, settled) in unsettled {
-            self.settle(seq, settled).await;
-        }
+        futures_util::future::join_all(unsettled.into_iter().map(|(seq, settled)| self.settle(seq, settled))).await;
         if let Ok(before) = at.checked_sub(self.config.dead_retention)
             && let Ok(gone) = self.store.remove(Dead::Before(before)).await
         {

@@ -57,7 +57,7 @@ async fn live(endpoint: &Arc<Endpoint>, delivery: &mut Delivery) -> Result<Reply
                     break;
                 }
             }
-            Ok(Reply::Failed(Failure::Refused, _)) => {
+            Ok(Reply::Failed(Failure::Refused | Failure::Busy, _)) => {
                 delivery.head.attempt += 1;
                 break;
             }

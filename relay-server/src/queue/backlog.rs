@@ -24,7 +24,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 const MARKED_TOGETHER: usize = 32;
 
 /// What waits for an endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backlog {
     entries: BTreeMap<Seq, Entry>,
     dead: BTreeMap<Seq, DeadLetter>,
@@ -146,11 +146,16 @@ impl Outcome {
 }
 
 impl Backlog {
+    /// Nothing, for a client that asks for this.
+    pub(super) fn new(queueing: Queueing) -> Self {
+        let (entries, dead, lanes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut backlog = Self { entries, dead, lanes, turn: 0, queueing: Queueing::default() };
+        backlog.set_queueing(queueing);
+        backlog
+    }
+
     /// What its client asks for. Lanes follow the rules.
     pub(super) fn set_queueing(&mut self, queueing: Queueing) {
-        if self.queueing == queueing && !self.lanes.is_empty() {
-            return;
-        }
         self.queueing = queueing;
         self.lanes.clear();
         self.lanes.resize_with(self.queueing.rules.len() + 1, Lane::default);
@@ -177,9 +182,6 @@ impl Backlog {
     }
 
     pub(super) fn add(&mut self, seq: Seq, entry: Entry) {
-        if self.lanes.is_empty() {
-            self.set_queueing(Queueing::default());
-        }
         let lane = lane_of(&self.queueing, &entry.path);
         self.lanes[lane].ready.insert(seq);
         self.entries.insert(seq, entry);
@@ -287,16 +289,15 @@ impl Backlog {
         };
         entry.handed |= matches!(outcome, Outcome::Lost(_) | Outcome::Failed(_));
         match outcome {
-            Outcome::Done => {}
             Outcome::AppAway(_) => {
                 let pause = lane.pause.max(FIRST_PAUSE);
                 (lane.paused, lane.pause) = (Some(now + pause), (pause * 2).min(LAST_PAUSE));
             }
+            Outcome::Done | Outcome::Failed(_) | Outcome::Hopeless(_) => {
+                (lane.paused, lane.pause) = (None, Duration::ZERO);
+            }
             Outcome::Unsent => entry.attempts = entry.attempts.saturating_sub(1),
-            Outcome::Lost(_) | Outcome::Failed(_) | Outcome::Hopeless(_) => {}
-        }
-        if matches!(outcome, Outcome::Done | Outcome::Failed(_) | Outcome::Hopeless(_)) {
-            (lane.paused, lane.pause) = (None, Duration::ZERO);
+            Outcome::Lost(_) => {}
         }
         let now_is = Some((entry.attempts, entry.handed || entry.marked));
         match (outcome, failures) {
@@ -355,11 +356,9 @@ impl Backlog {
 
     /// The app behind that path answers.
     pub(super) fn app_is_there(&mut self, path: &str) -> bool {
-        let lane = self.lanes.get_mut(lane_of(&self.queueing, path));
-        lane.is_some_and(|lane| {
-            lane.pause = Duration::ZERO;
-            lane.paused.take().is_some()
-        })
+        let lane = &mut self.lanes[lane_of(&self.queueing, path)];
+        lane.pause = Duration::ZERO;
+        lane.paused.take().is_some()
     }
 
     /// Those that have waited for too long become dead letters: these.

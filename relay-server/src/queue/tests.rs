@@ -83,8 +83,7 @@ proptest! {
         let start = Instant::now();
         let mut now = start;
         let counter = Arc::new(Counter::new(usize::MAX));
-        let mut backlog = Backlog::default();
-        backlog.set_queueing(queueing(1));
+        let mut backlog = Backlog::new(queueing(1));
         let mut most = 1usize;
         let mut known: BTreeMap<Seq, Known> = BTreeMap::new();
         let (mut pushed, mut gone, mut dead) = (0u64, 0u64, 0u64);
@@ -185,7 +184,7 @@ proptest! {
 }
 
 fn backlog_of(count: u64) -> (Backlog, Instant) {
-    let (mut backlog, now, counter) = (Backlog::default(), Instant::now(), Arc::new(Counter::new(0)));
+    let (mut backlog, now, counter) = (Backlog::new(Queueing::default()), Instant::now(), Arc::new(Counter::new(0)));
     for seq in 1..=count {
         let places = [(); 4].map(|()| counter.take_anyway(1));
         let (handed, marked, state, noted_since) = (false, false, State::Ready, Timestamp::UNIX_EPOCH);

@@ -25,9 +25,8 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// What waits for an endpoint, of which there may be as much as the counters allow.
     pub(super) fn new(row: &EndpointRow, counters: [Arc<Counter>; 4]) -> Self {
-        let mut backlog = Backlog::default();
-        backlog.set_queueing(Queueing::from_bytes(&row.rules));
-        let (backlog, changed) = (Mutex::new(backlog), Notify::new());
+        let backlog = Mutex::new(Backlog::new(Queueing::from_bytes(&row.rules)));
+        let changed = Notify::new();
         Self { id: row.id, name: row.name.clone(), backlog, changed, counters }
     }
 

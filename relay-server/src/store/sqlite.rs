@@ -48,6 +48,7 @@ const MIGRATIONS: [&str; 2] = [
         attempts INTEGER NOT NULL, handed INTEGER NOT NULL, last TEXT NOT NULL, since INTEGER NOT NULL,
         dead_since INTEGER
     ) STRICT;
+    CREATE INDEX dead ON delivery (dead_since) WHERE dead_since IS NOT NULL;
     CREATE TABLE payload (seq INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL, trailers BLOB NOT NULL)
         STRICT;
 ",

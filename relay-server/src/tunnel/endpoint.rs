@@ -161,6 +161,7 @@ impl Tunnel {
     /// Opens a session with its endpoints, if the hello is good.
     async fn open(self: &Arc<Self>, link: &Link, hello: &Hello) -> Result<(Welcome, Served), Refusal> {
         let granted = self.doorkeeper.check(hello, link.remote().ip()).await?;
+        let asked: Vec<_> = granted.names.iter().map(|name| asked_for(hello, name)).collect::<Result<_, _>>()?;
         let id = format!("ses_{}", &DeliveryId::now().to_string()["req_".len()..]).to_lowercase();
         // What can be told of each endpoint: that it was taken over, and that it was left.
         let (to_tell, released) = mpsc::channel(2 * granted.names.len() + 1);
@@ -171,8 +172,7 @@ impl Tunnel {
         let registry = &self.doorkeeper.registry;
         let claims: Option<Vec<Claim>> = granted.names.iter().map(|name| registry.claim(name, &session)).collect();
         let claims = claims.ok_or_else(released_meanwhile)?;
-        for claim in &claims {
-            let asked = asked_for(hello, &claim.endpoint.name);
+        for (claim, asked) in claims.iter().zip(asked) {
             self.queue.ask(&claim.endpoint.waiting, asked).await;
         }
         let up = Up::new(&self.doorkeeper.metrics.sessions);

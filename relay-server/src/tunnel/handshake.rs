@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hookway_protocol::host::EndpointName;
+use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{Control, Link, StreamError};
 use hookway_protocol::message::{
     ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, Queueing, Refused, RelayMessage, Welcome,
@@ -24,7 +25,7 @@ use crate::store::{MAX_PATH, Store, TokenRow};
 const MAX_FAILURES: u32 = 10;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 
-/// Rules of one client; the rest is left out.
+/// Paths of an endpoint that a client may ask something of.
 const MAX_RULES: usize = 64;
 
 /// Checks hellos.
@@ -184,14 +185,25 @@ impl Doorkeeper {
     }
 }
 
-/// What a client asks for that endpoint's deliveries, as far as it makes sense.
-pub(super) fn asked_for(hello: &Hello, name: &EndpointName) -> Queueing {
+/// What a client asks for that endpoint's deliveries.
+pub(super) fn asked_for(hello: &Hello, name: &EndpointName) -> Result<Queueing, Refusal> {
     let mut asked = hello.queueing.clone().unwrap_or_default();
     asked.rules.retain(|rule| rule.endpoint.is_empty() || rule.endpoint == name.as_str());
-    asked.rules.retain(|rule| rule.prefix.len() <= MAX_PATH);
-    asked.rules.truncate(MAX_RULES);
-    asked.seal_key.truncate(seal::PUBLIC_KEY);
-    asked
+    if asked.rules.len() > MAX_RULES || asked.rules.iter().any(|rule| rule.prefix.len() > MAX_PATH) {
+        let reason =
+            format!("something is asked of more than {MAX_RULES} paths of `{name}`, or of one over {MAX_PATH} bytes");
+        return Err((refused(Code::Limit, &reason, "name fewer or shorter paths in routes and choices"), "rules"));
+    }
+    // Else each delivery would show that nothing can be sealed to it.
+    let opened = seal::Opened::default();
+    if !asked.seal_key.is_empty() && seal::seal(&asked.seal_key, DeliveryId::from_bytes([0; 16]), &opened).is_err() {
+        let next = "move seal.key in the client's data folder away, and start it again";
+        return Err((
+            refused(Code::Limit, "the key that deliveries are to be sealed to cannot be used", next),
+            "seal_key",
+        ));
+    }
+    Ok(asked)
 }
 
 fn wrong_token() -> Refusal {

@@ -99,14 +99,10 @@ impl Session {
                 let mut pieces = whole(out, bytes, trailers.as_ref());
                 tokio::select! {
                     biased;
-                    sent = sender.send(&mut pieces) => {
-                        sent.map_err(Undelivered::Lost)?;
-                        (Some(sender), None)
-                    }
-                    // It may not be wanted to its end; what was read of the answer is still there.
-                    () = receiver.readable() => (None, None),
+                    sent = sender.send(&mut pieces) => sent.map_err(Undelivered::Lost)?,
                     () = self.silence() => return Err(Undelivered::Silent),
                 }
+                (Some(sender), None)
             }
             Body::Stream(inbound) => {
                 // Passes by once.
