@@ -1,6 +1,7 @@
 //! Stays connected to the relay.
 
 mod answer;
+mod collect;
 mod dial;
 mod exchanges;
 mod session;

@@ -4,23 +4,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hookway_protocol::WHOLE_BODY;
 use hookway_protocol::frame::Frame;
-use hookway_protocol::head::{self, Failure, HeadError, RequestHead};
+use hookway_protocol::head::{Failure, RequestHead};
 use hookway_protocol::id::DeliveryId;
-use hookway_protocol::link::{FIRST_STREAMS, Link, Receiver, Sender, Stream, StreamError};
-use hookway_protocol::seal::{OpeningKey, SealError};
+use hookway_protocol::link::{FIRST_STREAMS, Link, Receiver, Sender, Stream};
+use hookway_protocol::seal::OpeningKey;
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer::{Given, Then, answer_oneself, pass_on, read_out};
+use super::collect::{Body, Uncollected, collect, open};
 use crate::events::{Event, Events};
-use crate::exchange::{Delivered, Outcome, RawBody, encoded};
+use crate::exchange::{Delivered, Outcome, RawBody};
 use crate::forwarder::{AppBody, Arrival, Failed, Forwarder, OutBody, Place, Progress, Streaming};
 use crate::history::{CarriedOut, Recorder, Replay, Tried, Which};
 use crate::webhook::{Case, Own};
@@ -28,10 +29,7 @@ use crate::webhook::{Case, Own};
 /// An exchange that is not over after so long is kept as it is so far.
 const PENDING_AFTER: Duration = Duration::from_secs(1);
 
-/// A sealed delivery may be this long: what a relay takes into its queue, and more.
-const MAX_SEALED: usize = 64 << 20;
-
-/// So many of them are opened at once.
+/// So many sealed deliveries are opened at once: they are whole in memory.
 const OPENED_AT_ONCE: usize = 4;
 
 /// No provider waits longer.
@@ -149,10 +147,12 @@ impl Exchanges {
         let (mut opened, mut _place) = (None, None);
         if head.sealed {
             _place = self.opened.clone().acquire_owned().await.ok();
-            match self.open(&head, &mut receiver).await? {
+            match open(self.opening_key.as_deref(), &head, &mut receiver).await? {
                 Ok(found) => (head, encoded, opened) = (found.head, found.encoded, Some(found.body)),
                 Err(failed) => {
                     // Another client may have the key.
+                    let text = format!("{} waits for the client that it was sealed to (--seal)", head.id);
+                    self.events().tell(Event::Hint { text });
                     pass_on(&mut sender, Err(failed), false).await;
                     sender.finish_and_wait().await;
                     return None;
@@ -247,34 +247,6 @@ impl Exchanges {
                 Arrival::Overtaken => return Err(Own::overtaken()),
             }
         }
-    }
-
-    /// Opens a delivery that was sealed while it waited. `None`: it broke off.
-    async fn open(&self, outer: &RequestHead, receiver: &mut Receiver) -> Option<Result<Opened, Failed>> {
-        let opened = match &self.opening_key {
-            Some(key) => key.open(outer.id, &collect(receiver, MAX_SEALED).await.ok()?.0.bytes),
-            None => Err(SealError),
-        };
-        let read = opened.ok().and_then(|opened| {
-            let head = RequestHead::decode(&opened.head).ok()?;
-            let trailers = head::decode_trailers(&opened.trailers).ok()?;
-            Some((opened, head, trailers))
-        });
-        let Some((opened, head, trailers)) = read else {
-            let message = "it was sealed to another client's key".to_owned();
-            let id = outer.id;
-            self.events()
-                .tell(Event::Hint { text: format!("{id} waits for the client that it was sealed to (--seal)") });
-            return Some(Err(Failed { failure: Failure::BadAnswer, short: "sealed".into(), message }));
-        };
-        let RequestHead { attempt, possible_duplicate, queued, .. } = *outer;
-        let whole = opened.body.len() <= WHOLE_BODY;
-        let head = RequestHead { attempt, possible_duplicate, queued, whole, ..head };
-        let size = opened.body.len() as u64;
-        let has_trailers = !opened.trailers.is_empty();
-        let body = RawBody { bytes: opened.body, size, trailers: opened.trailers };
-        let encoded = encoded(|out| head.encode(out));
-        Some(Ok(Opened { head, encoded, body: (body, has_trailers.then(|| trailers.into_map())) }))
     }
 
     /// Takes the request: its body, as far as that is a value, and what it is as a webhook. `None`: it broke off.
@@ -484,68 +456,4 @@ enum Awaited<A: Future> {
         /// Whether the sender was still there.
         is_told: bool,
     },
-}
-
-/// Why a body is no value.
-enum Uncollected {
-    /// It is over the limit.
-    TooLong,
-    /// It broke off.
-    Broken,
-}
-
-impl From<StreamError> for Uncollected {
-    fn from(_: StreamError) -> Self {
-        Self::Broken
-    }
-}
-
-impl From<HeadError> for Uncollected {
-    fn from(_: HeadError) -> Self {
-        Self::Broken
-    }
-}
-
-/// A body as it came, and its trailers.
-type Body = (RawBody, Option<HeaderMap>);
-
-/// A delivery that was sealed to this client.
-struct Opened {
-    head: RequestHead,
-    /// The head's encoding.
-    encoded: Bytes,
-    body: Body,
-}
-
-/// A body that the relay has whole, or that is to be, of so many bytes at most.
-async fn collect(receiver: &mut Receiver, most: usize) -> Result<Body, Uncollected> {
-    let (mut body, mut trailers, mut encoded): (Option<Bytes>, _, _) = (None, None, Bytes::new());
-    loop {
-        match receiver.frame().await? {
-            Some(Frame::Data(data)) => {
-                let length = body.as_ref().map_or(0, Bytes::len) + data.len();
-                if length > most {
-                    return Err(Uncollected::TooLong);
-                }
-                body = Some(match body {
-                    None => data,
-                    // Pieces of one buffer grow in place.
-                    Some(first) => {
-                        let mut all = first.try_into_mut().unwrap_or_else(|first| BytesMut::from(&first[..]));
-                        all.extend_from_slice(&data);
-                        all.freeze()
-                    }
-                });
-            }
-            Some(Frame::Trailers(bytes)) => {
-                trailers = Some(head::decode_trailers(&bytes)?.into_map());
-                encoded = bytes;
-            }
-            Some(Frame::End) => {
-                let bytes = body.unwrap_or_default();
-                return Ok((RawBody { size: bytes.len() as u64, bytes, trailers: encoded }, trailers));
-            }
-            Some(Frame::Head(_)) | None => return Err(Uncollected::Broken),
-        }
-    }
 }
