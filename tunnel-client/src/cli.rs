@@ -1,22 +1,28 @@
 //! The client's command line.
 
+mod groups;
+mod values;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::settings::{duration, nearest, size};
+use hookway_protocol::settings::{duration, size};
 use http::{HeaderName, HeaderValue};
+
+pub(crate) use groups::{CassetteArgs, FindArgs, HistoryArgs, InspectArgs, PolicyArgs, QueueingArgs, VerifyArgs};
+pub(crate) use values::route;
 
 use crate::config::provider;
 use crate::filter::Filter;
 use crate::forwarder::HostHeader;
 use crate::history::Which;
-use crate::queueing::{Ack, At, OnOffline, Queueing};
 use crate::signature::Known;
 use crate::target::Target;
 use crate::tunnel::RelayAddress;
+use values::{assignment, header, host_header, moment, target, time};
 
 /// Receive webhooks on your own machine: `hookway 3000` puts what is sent to a public URL to port 3000.
 #[derive(Debug, Parser)]
@@ -139,134 +145,6 @@ pub struct ForwardArgs {
     /// With --once or --until: exit 6 if a delivery failed
     #[arg(long)]
     pub(crate) fail: bool,
-}
-
-/// What becomes of deliveries that cannot be handed over.
-#[derive(Args, Clone, Debug, Default)]
-pub struct QueueingArgs {
-    /// While this client or its app is away: queue (202, delivered later) or error (503); PATH=… for a path; may be
-    /// repeated [default: queue]
-    #[arg(long, value_name = "[PATH=]queue|error", env = "HOOKWAY_ON_OFFLINE", value_delimiter = ',')]
-    pub(crate) on_offline: Vec<At<OnOffline>>,
-    /// When the sender is answered: app (by the app) or early (202 once it is on the relay's disk); PATH=… for a path;
-    /// may be repeated [default: app]
-    #[arg(long, value_name = "[PATH=]app|early", env = "HOOKWAY_ACK", value_delimiter = ',')]
-    pub(crate) ack: Vec<At<Ack>>,
-    /// Answer 202 to what the app answered 5xx, and try again from the queue
-    #[arg(long, env = "HOOKWAY_RETRY_5XX", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) retry_5xx: bool,
-    /// Queued deliveries handed over at once; with more than one the order is not kept
-    #[arg(long, value_name = "N", env = "HOOKWAY_DRAIN_CONCURRENCY", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) drain_concurrency: u32,
-    /// What waits for this client is kept so that only it can read it: its key is in its data folder
-    #[arg(long, env = "HOOKWAY_SEAL", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) seal: bool,
-}
-
-impl QueueingArgs {
-    /// The same without the flags' form.
-    pub(crate) fn asked(&self) -> Queueing {
-        let (on_offline, ack) = (self.on_offline.clone(), self.ack.clone());
-        Queueing { on_offline, ack, retry_5xx: self.retry_5xx.then_some(true) }
-    }
-}
-
-/// The secrets that signatures are checked and made with.
-#[derive(Args, Clone, Debug, Default)]
-pub struct VerifyArgs {
-    /// Check signatures with the secret in that variable: stripe, github=MY_SECRET, …; may be repeated, also for one
-    /// provider
-    #[arg(long, value_name = "PROVIDER[=ENV]", env = "HOOKWAY_VERIFY", value_delimiter = ',')]
-    // As text: what cannot be read may be the secret itself, and clap would repeat it.
-    pub(crate) verify: Vec<String>,
-}
-
-/// What is asked of deliveries.
-#[derive(Args, Clone, Copy, Debug, Default)]
-pub struct PolicyArgs {
-    /// Answer 401 to what is not signed well, before it reaches the app
-    #[arg(long, env = "HOOKWAY_REQUIRE_SIGNATURE", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) require_signature: bool,
-    /// Do not put an event to the app again that it took before
-    #[arg(long, env = "HOOKWAY_DEDUPE", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) dedupe: bool,
-    /// Answer 202 just before the sender's deadline while the app takes its time: you are stepping through its code
-    #[arg(long, env = "HOOKWAY_BREAKPOINT", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) breakpoint: bool,
-}
-
-/// A file of requests, for tests.
-#[derive(Args, Clone, Debug, Default)]
-pub struct CassetteArgs {
-    /// Put the requests of this file, which `hookway record` wrote, to the app: no history, no relay
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "failed", "edit", "times"], requires = "to")]
-    pub(crate) cassette: Option<PathBuf>,
-    /// With --cassette: the statuses that are right: 2xx, 200, 200,404
-    #[arg(long, value_name = "STATUS", default_value = "2xx", requires = "cassette", value_delimiter = ',', value_parser = expected)]
-    pub(crate) expect: Vec<String>,
-    /// With --cassette: an answer must be there within so many milliseconds
-    #[arg(long, value_name = "MS", requires = "cassette")]
-    pub(crate) max_ms: Option<u64>,
-    /// With --cassette: write a JUnit report
-    #[arg(long, value_name = "FILE", requires = "cassette")]
-    pub(crate) junit: Option<PathBuf>,
-}
-
-/// What is kept of requests.
-#[derive(Args, Clone, Debug)]
-pub struct HistoryArgs {
-    /// Keep no history
-    #[arg(long, env = "HOOKWAY_NO_STORE", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) no_store: bool,
-    /// Requests that are kept; the oldest go first
-    #[arg(long, value_name = "N", env = "HOOKWAY_HISTORY_COUNT", default_value_t = 10_000)]
-    pub(crate) history_count: u64,
-    /// How long requests are kept
-    #[arg(long, value_name = "DURATION", env = "HOOKWAY_HISTORY_AGE", default_value = "7d", value_parser = duration)]
-    pub(crate) history_age: Duration,
-    /// What kept requests may take of the disk
-    #[arg(long, value_name = "SIZE", env = "HOOKWAY_HISTORY_SIZE", default_value = "512MiB", value_parser = size)]
-    pub(crate) history_size: u64,
-}
-
-/// The inspector.
-#[derive(Args, Clone, Debug)]
-pub struct InspectArgs {
-    /// Where the inspector listens; the next free port when it is taken
-    #[arg(long, value_name = "ADDR", env = "HOOKWAY_INSPECT", default_value = "127.0.0.1:4040")]
-    pub(crate) inspect: SocketAddr,
-    /// No inspector
-    #[arg(long, env = "HOOKWAY_NO_INSPECT", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) no_inspect: bool,
-    /// Open the inspector in the browser
-    #[arg(long)]
-    pub(crate) open: bool,
-}
-
-/// Which requests of the history.
-#[derive(Args, Clone, Debug)]
-pub struct FindArgs {
-    /// Those since then: 1h, 10:30, 2026-11-21T10:00
-    #[arg(long, value_name = "TIME", global = true, value_parser = time)]
-    pub(crate) since: Option<String>,
-    /// Those with this status: 404, 5xx, >=400, err
-    #[arg(long, global = true, value_parser = |text: &str| term("status", text))]
-    pub(crate) status: Option<String>,
-    /// Those of this endpoint
-    #[arg(long, value_name = "NAME", global = true)]
-    pub(crate) endpoint: Option<String>,
-    /// Those with this text in path, header fields or body
-    #[arg(long, value_name = "TEXT", global = true, allow_hyphen_values = true)]
-    pub(crate) grep: Option<String>,
-    /// Those that match: method:POST path:/stripe status:5xx is:failed latency:>1s …
-    #[arg(long, value_name = "EXPR", global = true, allow_hyphen_values = true)]
-    pub(crate) filter: Option<Filter>,
-    /// At most so many, the newest
-    #[arg(long, value_name = "N", global = true)]
-    pub(crate) limit: Option<usize>,
-    /// Show secrets: authorization, cookies, tokens, signatures
-    #[arg(long, global = true)]
-    pub(crate) secrets: bool,
 }
 
 /// What to do with requests of the history.
@@ -572,86 +450,4 @@ pub(crate) enum ConfigCommand {
     Show,
     /// Whether everything can be used
     Check,
-}
-
-/// A target, or what was probably meant.
-fn target(text: &str) -> Result<Target, String> {
-    text.parse::<Target>().map_err(|error| {
-        let command = <Cli as clap::CommandFactory>::command();
-        let nearest = nearest(text, command.get_subcommands().map(clap::Command::get_name));
-        match nearest.filter(|_| !text.contains([':', '/'])) {
-            Some(command) => format!("{error}; did you mean the command `{command}`?"),
-            None => error.to_string(),
-        }
-    })
-}
-
-pub(crate) fn route(text: &str) -> Result<(String, Target), String> {
-    let (prefix, target) = text.split_once('=').ok_or("a route is PATH=TARGET, such as /stripe=3001")?;
-    if !prefix.starts_with('/') || prefix.contains(['?', '#', ' ']) {
-        return Err("a route's path begins with / and has no query".into());
-    }
-    Ok((prefix.to_owned(), target.parse::<Target>().map_err(|error| error.to_string())?))
-}
-
-fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = text.split_once(':').ok_or("a header field is 'Name: value'")?;
-    let name = name.trim().parse().map_err(|_| "the name has a character that no header has")?;
-    let mut value: HeaderValue = value.trim().parse().map_err(|_| "the value has a character that no header has")?;
-    // It may be a secret: not to be shown by `Debug`.
-    value.set_sensitive(true);
-    Ok((name, value))
-}
-
-/// `2xx` or `404`.
-fn expected(text: &str) -> Result<String, String> {
-    let lower = text.to_ascii_lowercase();
-    let fits = |byte: u8, first: bool| (byte.is_ascii_digit() && (!first || byte != b'0')) || (!first && byte == b'x');
-    match lower.as_bytes() {
-        [a, b, c] if fits(*a, true) && fits(*b, false) && fits(*c, false) => Ok(lower),
-        _ => Err(format!("`{text}` is no status, such as 2xx or 404")),
-    }
-}
-
-/// `path=value`.
-fn assignment(text: &str) -> Result<(String, String), String> {
-    let (path, value) = text.split_once('=').ok_or("it is PATH=VALUE, such as data.object.amount=500")?;
-    if path.is_empty() || path.split('.').any(str::is_empty) {
-        return Err("the path is names and numbers with points between, such as data.object.amount".into());
-    }
-    Ok((path.to_owned(), value.to_owned()))
-}
-
-fn moment(text: &str) -> Result<jiff::Timestamp, String> {
-    let seconds = text.parse::<i64>().ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    seconds.or_else(|| text.parse().ok()).ok_or_else(|| "a time is 2026-11-21T10:00:00Z, or seconds since 1970".into())
-}
-
-/// A term of a filter that takes this value.
-fn term(key: &str, value: &str) -> Result<String, String> {
-    let term = format!("{key}:\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""));
-    term.parse::<Filter>().map(|_| term).map_err(|error| error.message)
-}
-
-fn time(text: &str) -> Result<String, String> {
-    term("since", text)
-}
-
-impl FindArgs {
-    /// The filter that they make together.
-    pub(crate) fn filter(&self) -> Filter {
-        let endpoint = self.endpoint.as_ref().and_then(|name| term("endpoint", name).ok());
-        let terms = [&self.since, &self.status, &endpoint];
-        let filters = terms.into_iter().flatten().filter_map(|term| term.parse::<Filter>().ok());
-        let all = filters.chain(self.filter.clone()).fold(Filter::default(), Filter::and);
-        self.grep.iter().fold(all, |all, text| all.and_text(text))
-    }
-}
-
-fn host_header(text: &str) -> Result<HostHeader, String> {
-    Ok(match text {
-        "keep" => HostHeader::Keep,
-        "rewrite" => HostHeader::Rewrite,
-        value => HostHeader::Value(value.parse().map_err(|_| "keep, rewrite, or a host name")?),
-    })
 }
