@@ -243,3 +243,38 @@ fn claim_refused(text: &str, error: &ClaimError) -> Refusal {
     let refused = refused(code, &error.to_string(), next);
     (Refused { endpoint: text.to_owned(), ..refused }, metric)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hookway_protocol::message::Rule;
+
+    fn hello(change: impl FnOnce(&mut Queueing)) -> Hello {
+        let mut queueing = Queueing::default();
+        change(&mut queueing);
+        Hello { queueing: Some(queueing), ..Hello::default() }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_of_a_clients_choices_is_refused_and_not_left_out() {
+        let name = "billing".parse().expect("a name");
+        let rule = |endpoint: &str, prefix: String| Rule { endpoint: endpoint.into(), prefix, ..Rule::default() };
+        let rules = |endpoint: &str, count: usize| (0..count).map(|n| rule(endpoint, format!("/{n}"))).collect();
+        let refused = |hello: &Hello| asked_for(hello, &name).err().map(|(refused, metric)| (refused.code(), metric));
+        let kept = asked_for(&hello(|asked| asked.rules = rules("", MAX_RULES)), &name).expect("as many as may be");
+        assert_eq!(kept.rules.len(), MAX_RULES);
+        assert_eq!(
+            refused(&hello(|asked| asked.rules = rules("billing", MAX_RULES + 1))),
+            Some((Code::Limit, "rules"))
+        );
+        let others =
+            asked_for(&hello(|asked| asked.rules = rules("other", MAX_RULES + 1)), &name).expect("not its own");
+        assert!(others.rules.is_empty());
+        let long = hello(|asked| asked.rules = vec![rule("", "/".repeat(MAX_PATH + 1))]);
+        assert_eq!(refused(&long), Some((Code::Limit, "rules")));
+        for no_key in [vec![9; seal::PUBLIC_KEY - 1], vec![0; seal::PUBLIC_KEY]] {
+            assert_eq!(refused(&hello(|asked| asked.seal_key = no_key)), Some((Code::Limit, "seal_key")));
+        }
+        assert!(asked_for(&hello(|asked| asked.seal_key = vec![9; seal::PUBLIC_KEY]), &name).is_ok());
+    }
+}
