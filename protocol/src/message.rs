@@ -9,7 +9,7 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FromClient {
     /// Which message it is; `None` for one this version does not know.
-    #[prost(oneof = "ClientMessage", tags = "1, 2")]
+    #[prost(oneof = "ClientMessage", tags = "1, 2, 3, 4")]
     pub message: Option<ClientMessage>,
 }
 
@@ -22,6 +22,12 @@ pub enum ClientMessage {
     /// Asks for a [`Pong`]: is the link alive?
     #[prost(message, tag = "2")]
     Ping(Ping),
+    /// Asks for [`DeadLetters`].
+    #[prost(message, tag = "3")]
+    AskDeadLetters(AskDeadLetters),
+    /// What [`Backlog`] said was missed has been told.
+    #[prost(message, tag = "4")]
+    Seen(Seen),
 }
 
 /// Who the client is and what it wants to serve.
@@ -63,6 +69,26 @@ pub struct Queueing {
     /// An X25519 public key that what waits is sealed to; empty for none.
     #[prost(bytes = "vec", tag = "3")]
     pub seal_key: Vec<u8>,
+    /// What becomes of other clients of the same endpoint.
+    #[prost(enumeration = "Share", tag = "4")]
+    pub share: i32,
+    /// Names the client among those that share; [`MAX_LISTENER`] bytes at most, printable ASCII.
+    #[prost(string, tag = "5")]
+    pub listener: String,
+}
+
+/// A listener's name may be this long, in bytes.
+pub const MAX_LISTENER: usize = 64;
+
+/// What becomes of other clients of the same endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+pub enum Share {
+    /// They are told that it is taken over.
+    Takeover = 0,
+    /// Each delivery goes to one of those that ask for the same.
+    Balance = 1,
+    /// Each listener gets every delivery that may wait; the first answers the sender.
+    Copy = 2,
 }
 
 /// What becomes of deliveries whose path begins with a prefix. The longest prefix decides, and a rule of the endpoint's
@@ -121,11 +147,36 @@ pub struct Ping {
     pub number: u64,
 }
 
+/// Asks for the [`DeadLetters`] of an endpoint, after these of them have been made to wait again.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct AskDeadLetters {
+    /// Any; the answer has the same.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The endpoint's name.
+    #[prost(string, tag = "2")]
+    pub endpoint: String,
+    /// Ids of deliveries, 16 bytes each.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub retry: Vec<Vec<u8>>,
+    /// All of them.
+    #[prost(bool, tag = "4")]
+    pub retry_all: bool,
+}
+
+/// What the last [`Backlog`] said was missed has been told to a person.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Seen {
+    /// The endpoint's name.
+    #[prost(string, tag = "1")]
+    pub endpoint: String,
+}
+
 /// What a relay sends.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FromRelay {
     /// Which message it is; `None` for one this version does not know.
-    #[prost(oneof = "RelayMessage", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "RelayMessage", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub message: Option<RelayMessage>,
 }
 
@@ -147,6 +198,12 @@ pub enum RelayMessage {
     /// An endpoint is no longer served by this session.
     #[prost(message, tag = "5")]
     Released(Released),
+    /// What the client has not seen.
+    #[prost(message, tag = "6")]
+    Backlog(Backlog),
+    /// The answer to [`AskDeadLetters`].
+    #[prost(message, tag = "7")]
+    DeadLetters(DeadLetters),
 }
 
 /// The session is up.
@@ -253,6 +310,81 @@ pub struct Released {
     pub reason: String,
 }
 
+/// What became of deliveries of an endpoint that this client has not seen; sent when it changes.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Backlog {
+    /// The endpoint's name.
+    #[prost(string, tag = "1")]
+    pub endpoint: String,
+    /// Deliveries that are tried no more.
+    #[prost(uint64, tag = "2")]
+    pub dead_letters: u64,
+    /// Deliveries that could not be kept for it: their senders were not told that they were.
+    #[prost(uint64, tag = "3")]
+    pub missed: u64,
+    /// When the first of them came, in microseconds since 1970 UTC.
+    #[prost(uint64, tag = "4")]
+    pub missed_since_us: u64,
+    /// Why the last of them could not, for a person.
+    #[prost(string, tag = "5")]
+    pub missed_why: String,
+}
+
+/// The answer to [`AskDeadLetters`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DeadLetters {
+    /// The question's number.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The endpoint's name.
+    #[prost(string, tag = "2")]
+    pub endpoint: String,
+    /// So many there are.
+    #[prost(uint64, tag = "3")]
+    pub total: u64,
+    /// The newest.
+    #[prost(message, repeated, tag = "4")]
+    pub letters: Vec<DeadLetter>,
+    /// So many wait again.
+    #[prost(uint64, tag = "5")]
+    pub retried: u64,
+    /// Why the relay cannot tell, for a person; empty when it can.
+    #[prost(string, tag = "6")]
+    pub problem: String,
+}
+
+/// A delivery that is tried no more.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DeadLetter {
+    /// The delivery's id, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: Vec<u8>,
+    /// When the relay had its head, in microseconds since 1970 UTC.
+    #[prost(uint64, tag = "2")]
+    pub received_at_us: u64,
+    /// Since when it is dead, likewise.
+    #[prost(uint64, tag = "3")]
+    pub dead_since_us: u64,
+    /// Its method.
+    #[prost(string, tag = "4")]
+    pub method: String,
+    /// Its path, or the beginning of it.
+    #[prost(string, tag = "5")]
+    pub path: String,
+    /// How often it was handed over.
+    #[prost(uint32, tag = "6")]
+    pub attempts: u32,
+    /// What came of the last attempt, for a person.
+    #[prost(string, tag = "7")]
+    pub last: String,
+    /// The size of head and body.
+    #[prost(uint64, tag = "8")]
+    pub bytes: u64,
+    /// Which listener it is for; empty without names.
+    #[prost(string, tag = "9")]
+    pub listener: String,
+}
+
 impl From<ClientMessage> for FromClient {
     fn from(message: ClientMessage) -> Self {
         Self { message: Some(message) }
@@ -274,9 +406,9 @@ mod tests {
     fn the_messages_are_those_of_the_spec() {
         let spec = fields_of_spec(include_str!("../proto/hookway.proto"));
         let code = fields_of_code(include_str!("message.rs"));
-        for message in
-            ["Hello", "Queueing", "Rule", "Ping", "Welcome", "Endpoint", "Refused", "Pong", "GoAway", "Released"]
-        {
+        let all = "Hello Queueing Rule Ping AskDeadLetters Seen Welcome Endpoint Refused Pong GoAway Released Backlog
+            DeadLetters DeadLetter";
+        for message in all.split_whitespace() {
             let of = |all: &[(String, String, u32)]| -> Vec<(String, u32)> {
                 all.iter().filter(|(m, ..)| m == message).map(|(_, f, t)| (f.clone(), *t)).collect()
             };

@@ -124,6 +124,20 @@ pub(crate) enum Undelivered {
     Unqueued(#[from] Unqueued),
 }
 
+impl Undelivered {
+    /// Why the client never sees it, if it does not: nothing of it was sent, nor is it kept.
+    pub(crate) const fn missed(&self) -> Option<&dyn std::fmt::Display> {
+        match self {
+            Self::Away | Self::Unsent(_) => Some(self),
+            // The sender's own fault.
+            Self::Unqueued(Unqueued::Body(error)) if !matches!(error, InboundError::TooLarge(_)) => None,
+            Self::Unqueued(Unqueued::Body(error)) => Some(error),
+            Self::Unqueued(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// The body of the app's answer.
 #[derive(Debug)]
 pub(crate) enum ReplyBody {

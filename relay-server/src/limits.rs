@@ -144,6 +144,10 @@ impl Counter {
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
+
+    pub(crate) fn left(&self) -> usize {
+        self.most.saturating_sub(self.used())
+    }
 }
 
 /// Places of a [`Counter`], given back on drop.
@@ -152,6 +156,12 @@ impl Counter {
 pub(crate) struct Place {
     of: Arc<Counter>,
     count: usize,
+}
+
+impl Place {
+    pub(crate) const fn count(&self) -> usize {
+        self.count
+    }
 }
 
 impl Drop for Place {

@@ -2,7 +2,10 @@
 //! told; whose turn it is, [`backlog`] decides.
 
 mod backlog;
+mod dead_letters;
 mod kept;
+mod listeners;
+mod room;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -10,36 +13,35 @@ mod waiting;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hookway_protocol::head::RequestHead;
-use hookway_protocol::message::Queueing;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 pub(crate) use backlog::{Depth, Outcome};
-pub(crate) use waiting::Waiting;
+pub(crate) use kept::cut;
+pub(crate) use listeners::MAX_LISTENERS;
+pub(crate) use waiting::{Attached, Waiting};
 
-use crate::auth::Owner;
 use crate::delivery::{Body, Delivery, Unqueued};
-use crate::limits::Counter;
 use crate::metrics::{self, Metrics};
 use crate::shutdown::Shutdown;
 use crate::store::{Dead, EndpointId, EndpointRow, NewDelivery, Payload, QueuedRow, Seq, Settled, Store, StoreError};
-use backlog::{Entry, Places, State};
+use backlog::{Entry, State};
+use room::{InMemory, Places, Rooms};
 
 /// After the store failed to give a delivery, it is asked again after this long.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
-/// What may be in memory of those that are being handed over, all together.
-const MAX_OUT_KIB: u32 = 256 << 10;
+/// That a listener is there is noted so often in the time for which it is known while it is away.
+const SEEN_PER_RETENTION: u32 = 24;
 
 /// As much is noted of what came of an attempt, in bytes.
-const MAX_LAST: usize = 200;
+pub(crate) const MAX_LAST: usize = 200;
 
 /// With less room than this the disk counts as full whatever part of it that is: the store's log needs some, too.
 const MIN_FREE: u64 = 8 << 20;
@@ -88,14 +90,16 @@ pub(crate) struct Queue {
     data_dir: PathBuf,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
-    waiting: Mutex<HashMap<EndpointId, Arc<Waiting>>>,
-    /// What each owner's deliveries take, while there are any.
-    owners: Mutex<HashMap<Owner, [Weak<Counter>; 2]>>,
+    /// The endpoint's own first, then those of its listeners that each get a copy.
+    waiting: Mutex<HashMap<EndpointId, Vec<Arc<Waiting>>>>,
+    rooms: Rooms,
     /// What the store found no room to note; it is told again.
     unsettled: Mutex<Vec<(Seq, Settled)>>,
     disk_is_full: AtomicBool,
-    /// What may be in memory of those that are being handed over, in KiB.
-    out: Arc<Semaphore>,
+    /// Held while a sealed copy is made.
+    sealing: tokio::sync::Mutex<()>,
+    /// Whether the log says already that nothing can be kept.
+    is_failing: AtomicBool,
 }
 
 impl Queue {
@@ -114,23 +118,22 @@ impl Queue {
             metrics,
             shutdown,
             waiting: Mutex::default(),
-            owners: Mutex::default(),
+            rooms: Rooms::new(config),
             unsettled: Mutex::default(),
             disk_is_full: AtomicBool::new(false),
-            out: Arc::new(Semaphore::new(MAX_OUT_KIB as usize)),
+            sealing: tokio::sync::Mutex::default(),
+            is_failing: AtomicBool::new(false),
         })
     }
 
     /// What waits for an endpoint: the same one for every row of it.
     pub(crate) fn of(&self, row: &EndpointRow) -> Arc<Waiting> {
         let mut all = self.waiting();
-        let waiting = all.entry(row.id).or_insert_with(|| {
-            let (count, bytes) = (self.config.max_count, self.config.max_bytes);
-            let [owner_count, owner_bytes] = self.owner(row.owner.as_str().into());
-            let counters = [Arc::new(Counter::new(count)), Arc::new(Counter::new(bytes)), owner_count, owner_bytes];
-            Arc::new(Waiting::new(row, counters))
+        let of_endpoint = all.entry(row.id).or_insert_with(|| {
+            let room = self.rooms.of(row.owner.as_str().into());
+            vec![Arc::new(Waiting::new(row.id, &row.name, "", room))]
         });
-        waiting.clone()
+        of_endpoint[0].clone()
     }
 
     /// Forgets endpoints that are no more.
@@ -138,22 +141,14 @@ impl Queue {
         self.waiting().retain(|id, _| is_there(*id));
     }
 
-    fn owner(&self, owner: Owner) -> [Arc<Counter>; 2] {
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.retain(|_, [count, _]| count.strong_count() > 0);
-        if let Some([count, bytes]) = owners.get(&owner)
-            && let (Some(count), Some(bytes)) = (count.upgrade(), bytes.upgrade())
-        {
-            return [count, bytes];
-        }
-        let counters =
-            [self.config.token_max_count, self.config.token_max_bytes].map(|most| Arc::new(Counter::new(most)));
-        owners.insert(owner, counters.each_ref().map(Arc::downgrade));
-        counters
-    }
-
     /// Takes over all that the store has: called once, when all endpoints are known.
     pub(crate) async fn load(&self) -> Result<(), StoreError> {
+        for row in self.store.listeners().await? {
+            let own = self.waiting().get(&row.endpoint).map(|all| all[0].clone());
+            if let Some(waiting) = own.and_then(|own| self.listener(&own, &row.name)) {
+                waiting.restore(row);
+            }
+        }
         for row in self.store.deliveries().await? {
             let Some((waiting, places)) = self.place(&row) else {
                 if row.dead_since.is_none() {
@@ -172,40 +167,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes over the dead letters that another process made wait again. Nothing else comes from elsewhere, and what
-    /// is gone from the store shows when its turn comes.
-    pub(crate) async fn take_over(&self) -> Result<(), StoreError> {
-        for row in self.store.deliveries().await? {
-            let Some((waiting, places)) = self.place(&row).filter(|_| row.dead_since.is_none()) else { continue };
-            let mut backlog = waiting.backlog();
-            if backlog.is_revived(row.seq, row.since) {
-                backlog.forget(row.seq);
-                backlog.add(row.seq, kept::entry(&row, places));
-                drop(backlog);
-                waiting.changed.notify_waiters();
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a row belongs, and what it takes of the limits: it is here already, so it is let in.
+    /// Where a row belongs, and what it takes of the limits: it is here already, so it is let in. What was for a
+    /// listener that is forgotten is for any.
     fn place(&self, row: &QueuedRow) -> Option<(Arc<Waiting>, Places)> {
-        let waiting = self.waiting().get(&row.delivery.endpoint).cloned()?;
-        let places = waiting.places(row.delivery.bytes, |counter, count| Some(counter.take_anyway(count)))?;
+        let all = self.waiting().get(&row.delivery.endpoint).cloned()?;
+        let waiting = all.iter().find(|waiting| waiting.listener == row.delivery.listener).unwrap_or(&all[0]).clone();
+        let places = waiting.room.take_anyway(row.delivery.bytes);
         Some((waiting, places))
-    }
-
-    /// What a client asks for its endpoint's deliveries, kept while it is away.
-    pub(crate) async fn ask(&self, waiting: &Waiting, queueing: Queueing) {
-        if waiting.backlog().queueing() == &queueing {
-            return;
-        }
-        let bytes = queueing.to_bytes();
-        waiting.backlog().set_queueing(queueing);
-        // A client that comes to fetch what waits is not kept out by a disk that is full.
-        if let Err(error) = self.store.set_rules(waiting.id, bytes).await {
-            tracing::error!(%error, endpoint = waiting.name, "what a client asks for holds until the relay restarts");
-        }
     }
 
     /// Whether a delivery of this kind may wait: what only reads, and what wants to talk, makes no sense later.
@@ -227,16 +195,7 @@ impl Queue {
         }
         delivery.read_whole(self.config.max_body).await?;
         let Body::Whole(bytes, trailers) = &delivery.body else { return Err(Unqueued::Passed) };
-        let payload = kept::payload(&delivery.head, bytes, trailers.as_ref());
-        let seal_key = waiting.backlog().queueing().seal_key.clone();
-        let mut row = kept::row(waiting, &delivery.head);
-        let payload = if seal_key.is_empty() {
-            payload
-        } else {
-            row.path = waiting.backlog().prefix(&row.path).to_owned();
-            kept::sealed(&delivery.head, &seal_key, payload)?
-        };
-        row.bytes = (payload.head.len() + payload.body.len() + payload.trailers.len()) as u64;
+        let (row, payload) = kept::of(waiting, &delivery.head, bytes, trailers.as_ref())?;
         // Carried out even if nobody waits any more: what is on disk must be known here, too.
         let (queue, waiting) = (self.clone(), waiting.clone());
         let held = (delivery.pass.take(), delivery.room.take());
@@ -249,12 +208,20 @@ impl Queue {
 
     async fn keep(&self, waiting: &Arc<Waiting>, row: NewDelivery, payload: Payload) -> Result<(), Unqueued> {
         let places = loop {
-            if let Some(places) = waiting.places(row.bytes, Counter::take) {
+            if let Some(places) = waiting.room.take(row.bytes) {
                 break places;
             }
             // The oldest dead letter makes room for what can still arrive.
-            let Some(seq) = waiting.backlog().drop_oldest_dead() else { return Err(Unqueued::Full) };
-            self.store.remove(Dead::These(vec![seq])).await.map_err(|error| self.failed(error))?;
+            if !waiting.room.would_fit(row.bytes, waiting.backlog().taken_by_dead()) {
+                return Err(Unqueued::Full);
+            }
+            let Some((seq, letter)) = waiting.backlog().drop_oldest_dead() else { return Err(Unqueued::Full) };
+            let removed = self.store.remove(Dead::These(vec![seq])).await;
+            if !matches!(&removed, Ok(removed) if removed.contains(&seq)) {
+                // It may have been made to wait again meanwhile, which is to be taken over.
+                waiting.backlog().put_back(seq, letter);
+                return Err(removed.err().map_or(Unqueued::Full, |error| self.failed(error)));
+            }
         };
         let now = Instant::now();
         let (path, bytes, attempts, handed) = (row.path.as_str().into(), row.bytes, row.attempts, row.handed);
@@ -268,7 +235,10 @@ impl Queue {
     }
 
     fn failed(&self, error: StoreError) -> Unqueued {
-        tracing::error!(%error, "a delivery cannot be kept");
+        // Not for each of many.
+        if !self.is_failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "deliveries cannot be kept");
+        }
         match error {
             StoreError::Full => {
                 self.disk_is_full.store(true, Ordering::Relaxed);
@@ -315,13 +285,8 @@ impl Queue {
     }
 
     /// The delivery itself, after the store has noted that the app may have it.
-    async fn fetch(
-        &self,
-        waiting: &Waiting,
-        turn: &backlog::Turn,
-    ) -> Result<Option<(Delivery, OwnedSemaphorePermit)>, StoreError> {
-        let kib = u32::try_from(turn.bytes / 1024 + 1).unwrap_or(u32::MAX).min(MAX_OUT_KIB);
-        let room = self.out.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
+    async fn fetch(&self, waiting: &Waiting, turn: &backlog::Turn) -> Result<Option<(Delivery, InMemory)>, StoreError> {
+        let room = waiting.room.in_memory(turn.bytes).await.ok_or(StoreError::Closed)?;
         if !turn.to_mark.is_empty() {
             self.store.mark_handed(turn.to_mark.clone(), true).await?;
             waiting.backlog().marked(&turn.to_mark);
@@ -377,10 +342,11 @@ impl Queue {
             tracing::error!(folder = %self.data_dir.display(), "the disk is full: nothing is queued until there is room");
         }
         self.disk_is_full.store(full, Ordering::Relaxed);
-        let all: Vec<Arc<Waiting>> = self.waiting().values().cloned().collect();
+        self.is_failing.store(false, Ordering::Relaxed);
+        let all: Vec<Arc<Waiting>> = self.waiting().values().flatten().cloned().collect();
         let (now, at) = (Instant::now(), Timestamp::now());
         let mut sum = Depth::default();
-        for waiting in all {
+        for waiting in &all {
             let gone = waiting.backlog().expire(now, self.config.retention);
             if !gone.is_empty() {
                 let count = gone.len();
@@ -412,11 +378,13 @@ impl Queue {
         if let Ok(before) = at.checked_sub(self.config.dead_retention)
             && let Ok(gone) = self.store.remove(Dead::Before(before)).await
         {
-            for waiting in self.waiting().values() {
+            for waiting in self.waiting().values().flatten() {
                 let mut backlog = waiting.backlog();
                 gone.iter().for_each(|seq| backlog.forget(*seq));
             }
         }
+        self.forget_listeners().await;
+        self.save_listeners(self.config.retention / SEEN_PER_RETENTION).await;
     }
 
     /// Whether there is no room on the disk.
@@ -424,11 +392,12 @@ impl Queue {
         self.disk_is_full.load(Ordering::Relaxed)
     }
 
-    /// Tells the store that what it noted as about to be handed over was not. Without that, as after a power cut, those
-    /// are marked as possible duplicates.
+    /// Tells the store who was there, and that what it noted as about to be handed over was not. Without that, as after
+    /// a power cut, those are marked as possible duplicates.
     pub(crate) async fn close(&self) {
+        self.save_listeners(Duration::ZERO).await;
         let vain = |waiting: &Arc<Waiting>| waiting.backlog().marked_in_vain();
-        let all: Vec<Seq> = self.waiting().values().flat_map(vain).collect();
+        let all: Vec<Seq> = self.waiting().values().flatten().flat_map(vain).collect();
         if !all.is_empty()
             && let Err(error) = self.store.mark_handed(all, false).await
         {
@@ -436,7 +405,7 @@ impl Queue {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<EndpointId, Arc<Waiting>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<EndpointId, Vec<Arc<Waiting>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -446,7 +415,7 @@ impl Queue {
 pub(crate) struct Handed {
     taken: Taken,
     pub(crate) delivery: Delivery,
-    _room: OwnedSemaphorePermit,
+    _room: InMemory,
 }
 
 impl Handed {

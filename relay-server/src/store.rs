@@ -46,11 +46,15 @@ pub trait Store: std::fmt::Debug + Send + Sync {
         most: usize,
         at: Timestamp,
     ) -> Later<'_, Option<EndpointRow>>;
-    /// Keeps what a client asks for an endpoint's deliveries.
-    fn set_rules(&self, endpoint: EndpointId, rules: Vec<u8>) -> Later<'_, ()>;
+    /// Keeps what is known of a listener, in place of what was known before; nothing when its endpoint is no more.
+    fn put_listener(&self, row: ListenerRow) -> Later<'_, ()>;
+    /// All listeners.
+    fn listeners(&self) -> Later<'_, Vec<ListenerRow>>;
+    /// Forgets a listener.
+    fn remove_listener(&self, endpoint: EndpointId, name: &str) -> Later<'_, ()>;
     /// All endpoints by name.
     fn endpoints(&self) -> Later<'_, Vec<EndpointRow>>;
-    /// Makes a name free, and says whether somebody had it. Deliveries that wait for it become dead letters: whoever
+    /// Makes a name free and forgets its listeners, and says whether somebody had it. Deliveries that wait for it become dead letters: whoever
     /// has the name next is another endpoint.
     fn release_endpoint(&self, name: &EndpointName, at: Timestamp) -> Later<'_, bool>;
 
@@ -58,6 +62,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn push(&self, row: NewDelivery, payload: Payload) -> Later<'_, Seq>;
     /// All that are kept, dead letters too, in the order of acceptance: as it was when asked.
     fn deliveries(&self) -> Later<'_, Vec<QueuedRow>>;
+    /// The newest dead letters of an endpoint, so many at most, newest first.
+    fn dead_letters(&self, endpoint: EndpointId, most: usize) -> Later<'_, Vec<QueuedRow>>;
     /// The delivery itself; `None` when it is not there any more.
     fn payload(&self, seq: Seq) -> Later<'_, Option<Payload>>;
     /// Notes that these are about to be handed over, or after all were not. A relay that is killed then knows which
@@ -67,6 +73,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn settle(&self, seq: Seq, settled: Settled) -> Later<'_, ()>;
     /// Makes dead letters wait again, as if they had just come, and says which.
     fn revive(&self, which: Dead, at: Timestamp) -> Later<'_, Vec<Seq>>;
+    /// These were for a listener, and are for whoever comes.
+    fn for_anyone(&self, all: Vec<Seq>) -> Later<'_, ()>;
     /// How many bytes of its own files it can use again: they do not shrink.
     fn reusable(&self) -> Later<'_, u64>;
     /// Removes dead letters, and says which.
@@ -148,9 +156,33 @@ pub struct EndpointRow {
     pub created_at: Timestamp,
     /// When a client last connected for it.
     pub last_seen_at: Timestamp,
-    /// What its client asks for its deliveries.
-    #[serde(skip)]
+}
+
+/// Who gets an endpoint's deliveries: the endpoint's only client or those that take turns, without a name; or one of
+/// those that each get a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerRow {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// The listener's name, or empty.
+    pub name: String,
+    /// What it asks for its deliveries.
     pub rules: Vec<u8>,
+    /// When it was there last.
+    pub seen_at: Timestamp,
+    /// What could not be kept for it, and it was not told yet.
+    pub missed: Missed,
+}
+
+/// Deliveries that could not be kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// So many.
+    pub count: u64,
+    /// When the first of them came; unset for none.
+    pub since: Option<Timestamp>,
+    /// Why the last of them could not, for a person.
+    pub why: String,
 }
 
 /// What is known of a delivery that is to be kept.
@@ -162,6 +194,8 @@ pub struct NewDelivery {
     pub endpoint: EndpointId,
     /// That endpoint's name.
     pub name: String,
+    /// Which of its listeners it is for; empty without names.
+    pub listener: String,
     /// When the relay had its head.
     pub received_at: Timestamp,
     /// Its method.
@@ -223,7 +257,7 @@ pub enum Settled {
     Dead {
         /// How often it was handed over.
         attempts: u32,
-        /// Why not.
+        /// Why not. What came of the last attempt stays beside it.
         last: String,
         /// When that was.
         at: Timestamp,

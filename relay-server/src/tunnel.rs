@@ -3,6 +3,7 @@
 mod drain;
 mod endpoint;
 mod handshake;
+mod letters;
 mod names;
 mod registry;
 mod reply;
@@ -14,6 +15,7 @@ pub(crate) use endpoint::{Parts, Tunnel};
 pub(crate) use handshake::Urls;
 pub(crate) use registry::{Endpoint, Registry};
 pub(crate) use reply::{ReplyStream, SessionId};
+pub(crate) use session::SILENT_FOR;
 
 /// How clients are taken.
 #[derive(Clone, Copy, Debug)]

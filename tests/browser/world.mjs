@@ -21,6 +21,7 @@ export const REPOSITORY = fileURLToPath(new URL('../..', import.meta.url));
 export const UI = path.join(REPOSITORY, 'tunnel-client/src/inspector/ui');
 export const SHOTS = path.join(REPOSITORY, 'target/browser');
 const HOOKWAY = process.env.HOOKWAY_BIN ?? path.join(REPOSITORY, 'target/debug/hookway');
+const HOOKWAY_RELAY = process.env.HOOKWAY_RELAY_BIN ?? path.join(REPOSITORY, 'target/debug/hookway-relay');
 const AXE = fs.readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const DEADLINE = 20_000;
 const RULES = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'];
@@ -43,13 +44,13 @@ export async function eventually(condition, what, deadline = DEADLINE) {
 const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
-/** A started `hookway`, with the JSON lines that it prints. */
+/** A started `hookway` or relay, with the JSON lines that it prints. */
 class Program {
   events = [];
   errors = '';
 
-  constructor(words, folder, env) {
-    this.child = spawn(HOOKWAY, words, { cwd: folder, env, stdio: ['ignore', 'pipe', 'pipe'] });
+  constructor(words, folder, env, program = HOOKWAY) {
+    this.child = spawn(program, words, { cwd: folder, env, stdio: ['ignore', 'pipe', 'pipe'] });
     running.add(this.child);
     this.exit = new Promise((resolve) => this.child.once('exit', resolve)).then(() => running.delete(this.child));
     let rest = '';
@@ -159,22 +160,42 @@ export async function endBrowser() {
   browser = undefined;
 }
 
-/** A folder, an app in it, and `hookway dev` or `hookway inspect` in front. */
+/** A folder, an app in it, and `hookway dev`, `hookway inspect` or a relay and `hookway` in front. */
 export class World {
   #contexts = new Set();
 
-  /** `stored`: lines that `hookway requests import` reads before the start; `secrets`: variables of the environment. */
-  static async start({ mode = 'dev', words = [], stored = [], ports = {}, secrets = {} } = {}) {
+  /**
+   * `stored`: lines that `hookway requests import` reads before the start; `secrets`: variables of the environment;
+   * `relay`: flags of a relay of its own, in the mode `tunnel`.
+   */
+  static async start({ mode = 'dev', words = [], relay = [], stored = [], ports = {}, secrets = {} } = {}) {
     const world = new World();
     world.folder = fs.mkdtempSync(path.join(os.tmpdir(), 'hookway-browser-'));
     world.env = { ...environment(world.folder), ...secrets };
     world.app = await Object.assign(new App(), { port: ports.app ?? 0 }).start();
     if (stored.length) await world.import(stored);
-    world.words = mode === 'inspect'
-      ? ['inspect', '--json', '--inspect', `127.0.0.1:${ports.inspect ?? 0}`, ...words]
-      : ['dev', String(world.app.port), '--json', '--http', `127.0.0.1:${ports.http ?? 0}`, '--https', `127.0.0.1:${ports.https ?? 0}`, '--inspect', `127.0.0.1:${ports.inspect ?? 0}`, ...words];
+    const app = String(world.app.port);
+    const command = {
+      inspect: () => ['inspect'],
+      dev: () => ['dev', app, '--http', `127.0.0.1:${ports.http ?? 0}`, '--https', `127.0.0.1:${ports.https ?? 0}`],
+      tunnel: async () => [app, ...(await world.#startRelay(relay))],
+    };
+    world.words = [...(await command[mode]()), '--json', '--inspect', `127.0.0.1:${ports.inspect ?? 0}`, ...words];
     await world.startHookway();
     return world;
+  }
+
+  /** A relay with plain HTTP for senders; the words with which `hookway` finds it. */
+  async #startRelay(flags) {
+    const data = path.join(this.folder, 'relay');
+    const command = ['run', '--domain', 'localhost', '--data-dir', data, '--tls', 'self-signed', '--http-serve', '--json'];
+    const listeners = ['--https', '--http', '--admin'].flatMap((listener) => [listener, '127.0.0.1:0']);
+    this.relay = new Program([...command, ...listeners, '--rate', 'off', ...flags], this.folder, this.env, HOOKWAY_RELAY);
+    const { http, https, ca } = await this.relay.event('ready');
+    this.port = Number(http.split(':').pop());
+    const made = await run(HOOKWAY_RELAY, ['token', 'create', '--name', 'ci', '--data-dir', data, '--json'], { folder: this.folder });
+    this.env.HOOKWAY_TOKEN = JSON.parse(made).token;
+    return ['--relay', `127.0.0.1:${https.split(':').pop()}`, '--relay-ca', ca, '-n', 'demo'];
   }
 
   async startHookway() {
@@ -182,7 +203,7 @@ export class World {
     this.ready = await this.hookway.event('ready');
     this.inspector = this.ready.inspector;
     if (this.ready.http) this.port = Number(new URL(this.ready.http).port);
-    if (this.words[0] === 'dev') await this.hookway.event('session');
+    if (this.words[0] !== 'inspect') await this.hookway.event('session');
   }
 
   /** Ends hookway and starts it again with its inspector on the same port. */
@@ -266,6 +287,7 @@ export class World {
   async end() {
     for (const context of this.#contexts) await this.#close(context);
     await this.hookway.end();
+    await this.relay?.end();
     await this.app.stop().catch(() => {});
     fs.rmSync(this.folder, { recursive: true, force: true });
   }

@@ -707,6 +707,27 @@ def test_the_examples_of_filters_are_filters(inspector):
         inspector.ask("get", "/api/exchanges", params={"filter": example})
 
 
+def test_dead_letters(new_world, inspector):
+    world = new_world("--queue-retention", "1s")
+    client = world.client("127.0.0.1:9", "--wait-app", "0s", "--inspect", "127.0.0.1:0", inspect=True)
+    own = Inspector(client.event("ready")["inspector"])
+    for number in range(3):
+        world.post(f"/{number}?token=hidden", b"x")
+    # The first is with the client, which waits for its app.
+    client.event("dead_letters", lambda event: event["count"] == 2)
+    listed = lambda: own.ask("get", "/api/dead-letters").json()["endpoints"][0]["letters"]  # noqa: E731
+    letters = eventually(lambda: len(listed()) == 2 and listed(), what="all of them on disk")
+    assert own.ask("get", "/api/status").json()["urls"][0]["dead_letters"] == 2
+    retry = lambda status=200, **body: own.ask("post", "/api/dead-letters/retry", status, json=body).json()  # noqa: E731
+    assert retry(endpoint="billing", ids=[letters[0]["id"]])["retried"] == 1
+    retry(400, endpoint="billing")
+    retry(400, endpoint="billing", all=True, ids=[letters[0]["id"]])
+    retry(400, endpoint="billing", ids=["req_none"])
+    retry(400, endpoint="billing", ids=[letters[0]["id"]] * 101)
+    retry(404, endpoint="other", all=True)
+    inspector.seen |= own.seen
+
+
 def test_open_to_other_machines(filled):
     """The token is wanted of every request, as a bearer token or a cookie."""
     client = filled.world.client(filled.app, "--inspect", "0.0.0.0:0", name="afar", inspect=True)

@@ -12,7 +12,9 @@ use hookway_protocol::host::EndpointName;
 use hookway_protocol::settings::{duration, size};
 use http::{HeaderName, HeaderValue};
 
-pub(crate) use groups::{CassetteArgs, FindArgs, HistoryArgs, InspectArgs, PolicyArgs, QueueingArgs, VerifyArgs};
+pub(crate) use groups::{
+    CassetteArgs, FindArgs, HistoryArgs, InspectArgs, PolicyArgs, QueueingArgs, ShareArgs, VerifyArgs,
+};
 pub(crate) use values::route;
 
 use crate::config::provider;
@@ -125,6 +127,8 @@ pub struct ForwardArgs {
     pub(crate) max_connections: usize,
     #[command(flatten)]
     pub(crate) queueing: QueueingArgs,
+    #[command(flatten)]
+    pub(crate) share: ShareArgs,
     #[command(flatten)]
     pub(crate) verify: VerifyArgs,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::host::{EndpointName, InvalidName};
-use hookway_protocol::message::{Queueing, Rule};
+use hookway_protocol::message::{Queueing, Rule, Share};
 use hookway_protocol::seal::{OpeningKey, PUBLIC_KEY};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use crate::forwarder::{Forwarder, Route, Settings as ForwardSettings};
 use crate::history::{History, Listed, Recorder};
 use crate::replay::Replayer;
 use crate::target::{InvalidTarget, Target};
-use crate::tunnel::{self, ConnectError, RelayAddress, Welcomed};
+use crate::tunnel::{self, ConnectError, Letters, RelayAddress, Tunnel, Welcomed};
 use crate::webhook::{Kept, Webhooks};
 
 /// So many events of earlier runs are known.
@@ -95,6 +95,19 @@ impl Options {
         self
     }
 
+    /// Shares its endpoints with other clients that ask for the same: each delivery goes to one of them
+    /// ([`Share::Balance`]), or to each of these listeners ([`Share::Copy`], by its name, which has 1 to 64 printable
+    /// ASCII characters).
+    #[must_use]
+    pub fn share(mut self, share: Share, listener: impl Into<String>) -> Self {
+        (self.tunnel.queueing.share, self.tunnel.queueing.listener) = (share.into(), listener.into());
+        if share != Share::Takeover {
+            // While it waits here for its app, others wait for it: those that take turns.
+            self.forward.queued_wait = Duration::ZERO;
+        }
+        self
+    }
+
     /// Opens what was sealed to this key; with `public`, its other half, what waits from now on is.
     #[must_use]
     pub(crate) fn opening_key(mut self, key: OpeningKey, public: Option<[u8; PUBLIC_KEY]>) -> Self {
@@ -130,6 +143,7 @@ pub struct Client {
     events: tokio::sync::Mutex<Listener>,
     forwarder: Arc<Forwarder>,
     recorder: Recorder,
+    letters: Letters,
     task: Task,
     stop: CancellationToken,
 }
@@ -177,13 +191,14 @@ impl Client {
         let recorder = Recorder::new(sender, options.history, options.filter);
         let (own, target, ended) = (recorder.clone(), forwarder.clone(), stop.clone());
         let known = forwarder.clone();
+        let (tunnel, letters) = Tunnel::new(options.tunnel);
         let run = async move {
             if known.settings.webhooks.dedupe {
                 // What came before must be known before the first delivery.
                 let _ = tokio::time::timeout(REMEMBERED_IN, remember(own.history(), &known.webhooks)).await;
             }
             let end = tokio::select! {
-                end = tunnel::run(options.tunnel, target, own.clone(), ended) => end,
+                end = tunnel::run(tunnel, target, own.clone(), ended) => end,
                 _ = async { tokio::join!(remember(own.history(), &known.webhooks), tell_of(own.history(), own.events())) } => Ok(()),
             };
             let left = match own.history() {
@@ -212,7 +227,7 @@ impl Client {
             }
         };
         early.into_iter().for_each(|event| recorder.events().tell(event));
-        Ok(Self { welcomed, events: events.into(), forwarder, recorder, task, stop })
+        Ok(Self { welcomed, events: events.into(), forwarder, recorder, letters, task, stop })
     }
 
     /// The public URL of the first endpoint.
@@ -231,6 +246,11 @@ impl Client {
     /// What puts deliveries to the app.
     pub(crate) const fn forwarder(&self) -> &Arc<Forwarder> {
         &self.forwarder
+    }
+
+    /// What asks the relay for dead letters.
+    pub(crate) const fn letters(&self) -> &Letters {
+        &self.letters
     }
 
     /// What puts kept requests to it again.

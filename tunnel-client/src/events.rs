@@ -1,5 +1,6 @@
 //! What a client tells whoever listens.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub(crate) struct LinkNow {
     pub(crate) down: Option<String>,
     /// The time of a round trip.
     pub(crate) rtt: Option<Duration>,
+    /// Dead letters by endpoint.
+    pub(crate) dead_letters: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +80,14 @@ impl Events {
     /// Tells the listener, if it keeps up.
     pub(crate) fn tell(&self, event: Event) {
         match &event {
-            Event::Up(welcomed) => *self.lock() = LinkNow { welcomed: Some(welcomed.clone()), ..LinkNow::default() },
+            Event::Up(welcomed) => {
+                let dead = welcomed.backlogs.iter().map(|backlog| (backlog.endpoint.clone(), backlog.dead_letters));
+                let dead_letters = dead.collect();
+                *self.lock() = LinkNow { welcomed: Some(welcomed.clone()), dead_letters, ..LinkNow::default() };
+            }
+            Event::DeadLetters { endpoint, count } => {
+                self.lock().dead_letters.insert(endpoint.clone(), *count);
+            }
             Event::Down { reason } => self.lock().down = Some(reason.clone()),
             Event::Released { endpoint, .. } => {
                 if let Some(welcomed) = &mut self.lock().welcomed {
@@ -137,6 +147,24 @@ pub enum Event {
         up: bool,
         /// Where it is.
         target: String,
+    },
+    /// There are now so many dead letters of an endpoint: deliveries that are tried no more.
+    DeadLetters {
+        /// The endpoint.
+        endpoint: String,
+        /// So many.
+        count: u64,
+    },
+    /// Deliveries never reached this client, nor could the relay keep them: their senders were told that.
+    Lost {
+        /// The endpoint.
+        endpoint: String,
+        /// So many.
+        count: u64,
+        /// When the first of them came.
+        since: Option<jiff::Timestamp>,
+        /// Why the last of them could not be kept.
+        why: String,
     },
     /// Something that would help the person at the client.
     Hint {

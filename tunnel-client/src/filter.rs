@@ -80,9 +80,10 @@ enum State {
     Pinned,
     Duplicate,
     Resigned,
+    Queued,
 }
 
-const STATES: [(&str, State); 7] = [
+const STATES: [(&str, State); 8] = [
     ("replay", State::Replay),
     ("edited", State::Edited),
     ("failed", State::Failed),
@@ -90,6 +91,7 @@ const STATES: [(&str, State); 7] = [
     ("pinned", State::Pinned),
     ("duplicate", State::Duplicate),
     ("resigned", State::Resigned),
+    ("queued", State::Queued),
 ];
 const KEYS: [&str; 13] = [
     "method", "path", "status", "sig", "provider", "event", "endpoint", "body", "since", "until", "latency", "is", "id",
@@ -169,6 +171,7 @@ impl Test {
                 State::Pinned => exchange.pinned,
                 State::Duplicate => exchange.webhook.duplicate_of.is_some(),
                 State::Resigned => exchange.webhook.resigned,
+                State::Queued => exchange.queued_for().is_some(),
             },
             Self::Id(part) => contains(exchange.id.to_string().as_bytes(), part),
             Self::Text(text) => {
@@ -472,6 +475,7 @@ mod tests {
     #[case("latency:12ms", true)]
     #[case("is:failed", false)]
     #[case("is:pending", false)]
+    #[case("is:queued", false)]
     #[case("is:replay", false)]
     #[case("evt_1", true)]
     #[case("\"a blank\"", true)]
@@ -479,6 +483,12 @@ mod tests {
     fn exchanges_are_found(#[case] filter: &str, #[case] found: bool) {
         let filter: Filter = filter.parse().expect("a filter");
         assert_eq!(filter.matches(&samples::exchange()), found);
+    }
+
+    #[test]
+    fn what_has_waited_at_the_relay_is_found() {
+        let filter: Filter = "is:queued".parse().expect("a filter");
+        assert!(filter.matches(&Exchange { queued: true, ..samples::exchange() }));
     }
 
     #[rstest]

@@ -43,6 +43,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// How long to wait for an app that does not listen (yet).
     pub wait_app: Duration,
+    /// The same at least for a delivery that was queued.
+    pub(crate) queued_wait: Duration,
     /// A body may have this many bytes.
     pub max_body: u64,
     /// Deliveries put to the app at once.
@@ -73,6 +75,7 @@ impl Settings {
             host: HostHeader::Keep,
             timeout: Duration::from_secs(30),
             wait_app: Duration::from_secs(3),
+            queued_wait: QUEUED_WAIT,
             max_body: 1 << 30,
             max_connections: 1024,
             webhooks: Policy::default(),
@@ -173,7 +176,7 @@ impl Forwarder {
         let Settings { mut wait_app, timeout, .. } = self.settings;
         if head.queued {
             // Nobody waits for its answer, and the relay has others under other paths meanwhile.
-            wait_app = wait_app.max(QUEUED_WAIT);
+            wait_app = wait_app.max(self.settings.queued_wait);
         }
         let grpc = head.http2 && is_grpc(&head);
         let host = head.headers.get(&HOST).cloned();

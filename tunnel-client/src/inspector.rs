@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use crate::forwarder::Forwarder;
 use crate::history::{History, Recorder};
 use crate::replay::Replayer;
+use crate::tunnel::Letters;
 
 /// Ports after the one asked for that are tried when it is taken.
 const MORE_PORTS: u16 = 20;
@@ -38,6 +39,8 @@ pub(crate) struct Tunnel {
     /// The relay's name.
     pub(crate) relay: String,
     pub(crate) forwarder: Arc<Forwarder>,
+    /// What asks it for dead letters.
+    pub(crate) letters: Letters,
     /// Whether plain HTTP's URL stands first.
     pub(crate) plain_first: bool,
 }

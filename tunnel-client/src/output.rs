@@ -237,13 +237,33 @@ impl Output {
                 1 => self.note(&format!("{endpoint}: 1 delivery has waited and comes now")),
                 many => self.note(&format!("{endpoint}: {many} deliveries have waited and come now")),
             }
-            let next = "to try them again:  hookway-relay queue retry --endpoint";
-            match dead_letters {
-                0 => {}
-                1 => self.note(&format!("{endpoint}: 1 dead letter; {next} {endpoint}")),
-                many => self.note(&format!("{endpoint}: {many} dead letters; {next} {endpoint}")),
-            }
+            self.dead_letters(&endpoint, *dead_letters);
         }
+    }
+
+    fn dead_letters(self, endpoint: &str, count: u64) {
+        let endpoint = harmless::text(endpoint, 63);
+        let next = "to see them and try them again: the inspector, or  hookway-relay queue retry --endpoint";
+        match count {
+            0 => {}
+            1 => self.note(&format!("{endpoint}: 1 dead letter; {next} {endpoint}")),
+            many => self.note(&format!("{endpoint}: {many} dead letters; {next} {endpoint}")),
+        }
+    }
+
+    /// What never came.
+    fn lost(self, endpoint: &str, count: u64, since: Option<jiff::Timestamp>, why: &str) {
+        let endpoint = harmless::text(endpoint, 63);
+        let since =
+            since.map(|at| at.to_zoned(jiff::tz::TimeZone::system()).strftime(" since %m-%d %H:%M").to_string());
+        let (since, why) = (since.unwrap_or_default(), harmless::text(why, 200));
+        let what = match count {
+            1 => "1 delivery never came".to_owned(),
+            many => format!("{many} deliveries never came"),
+        };
+        self.warn(&format!(
+            "{endpoint}: {what}{since}, and could not be kept ({why}); the senders were told, and may send again"
+        ));
     }
 
     fn title(self, banner: &Banner) {
@@ -291,6 +311,14 @@ impl Output {
             }
             Event::App { up: true, target } => self.note(&format!("{target} answers")),
             Event::App { up: false, target } => self.note(&format!("waiting for {target}")),
+            Event::DeadLetters { endpoint, count } if self.json => {
+                self.json(&json!({"event": "dead_letters", "endpoint": endpoint, "count": count}));
+            }
+            Event::DeadLetters { endpoint, count } => self.dead_letters(endpoint, *count),
+            Event::Lost { endpoint, count, since, why } if self.json => {
+                self.json(&json!({"event": "lost", "endpoint": endpoint, "count": count, "since": since, "why": why}));
+            }
+            Event::Lost { endpoint, count, since, why } => self.lost(endpoint, *count, *since, why),
             Event::Hint { text } if self.json => self.json(&json!({"event": "hint", "text": text})),
             Event::Hint { text } => self.note(text),
             Event::Missed { count, .. } if self.json => self.json(&json!({"event": "missed", "count": count})),

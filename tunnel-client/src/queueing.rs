@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use hookway_protocol::message::{Rule, is_below};
+use aws_lc_rs::digest;
+use hookway_protocol::id::DeliveryId;
+use hookway_protocol::message::{Rule, Share, is_below};
 
 /// What becomes of a delivery while the client or its app is away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +106,23 @@ impl Queueing {
     }
 }
 
+/// The name of a client among those that share an endpoint. It is the same at each start, made of this machine, the
+/// folder and where deliveries go, so that copies for it are its own; only one that takes turns has one for this run.
+pub(crate) fn listener(share: Share, forwards: &str) -> String {
+    let uname = rustix::system::uname();
+    let host: String =
+        uname.nodename().to_string_lossy().chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    let tail = match share {
+        Share::Balance => DeliveryId::now().to_string().to_lowercase(),
+        Share::Takeover | Share::Copy => {
+            let folder = std::env::current_dir().unwrap_or_default();
+            let digest = digest::digest(&digest::SHA256, format!("{}\n{forwards}", folder.display()).as_bytes());
+            digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        }
+    };
+    format!("{host}-{}", &tail[tail.len().saturating_sub(8)..])
+}
+
 /// The choice for a path: an endpoint's own before the rest, the longest prefix first, the last of two.
 fn chosen<T: Copy + Default>(all: [&[At<T>]; 2], path: &str) -> T {
     let best = |some: &[At<T>]| {
@@ -144,6 +163,15 @@ mod tests {
             shown(own.rules("billing", [].into_iter(), &rest)),
             [r#""" error"#, r#""/a""#, r#""/a/slow""#, r#""/b" error"#]
         );
+    }
+
+    #[test]
+    fn a_listener_that_gets_copies_is_known_again_and_one_that_takes_turns_is_not() {
+        let (first, other) = (listener(Share::Copy, "localhost:3000"), listener(Share::Copy, "localhost:3001"));
+        assert_eq!(first, listener(Share::Copy, "localhost:3000"));
+        assert_ne!(first, other);
+        assert_ne!(listener(Share::Balance, "localhost:3000"), listener(Share::Balance, "localhost:3000"));
+        assert!(first.len() <= hookway_protocol::message::MAX_LISTENER && first.is_ascii(), "{first}");
     }
 
     #[test]

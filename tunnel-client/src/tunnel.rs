@@ -4,6 +4,7 @@ mod answer;
 mod collect;
 mod dial;
 mod exchanges;
+mod letters;
 mod session;
 
 use std::collections::BTreeMap;
@@ -16,10 +17,12 @@ use std::time::{Duration, SystemTime};
 use hookway_protocol::host::Host;
 use hookway_protocol::message::{Code, Queueing};
 use hookway_protocol::seal::OpeningKey;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use dial::roots;
+pub(crate) use letters::{Letters, Retry, Unanswered};
 
 use crate::events::Event;
 use crate::forwarder::Forwarder;
@@ -151,13 +154,29 @@ pub enum ConnectError {
     },
 }
 
+/// A tunnel that does not run yet.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    settings: Settings,
+    questions: mpsc::Receiver<letters::Question>,
+}
+
+impl Tunnel {
+    /// It, and what asks its relay for dead letters.
+    pub(crate) fn new(settings: Settings) -> (Self, Letters) {
+        let (letters, questions) = Letters::channel();
+        (Self { settings, questions }, letters)
+    }
+}
+
 /// Connects, serves, and connects again, for ever; until `stop`, or the relay says no for good.
 pub(crate) async fn run(
-    mut settings: Settings,
+    tunnel: Tunnel,
     forwarder: Arc<Forwarder>,
     recorder: Recorder,
     stop: CancellationToken,
 ) -> Result<(), ConnectError> {
+    let Tunnel { mut settings, mut questions } = tunnel;
     let events = recorder.events().clone();
     let dialer = dial::Dialer::new(&settings)?;
     let (mut lost, mut last): (Option<Instant>, Option<String>) = (None, None);
@@ -172,7 +191,7 @@ pub(crate) async fn run(
             Ok((session, welcomed)) => {
                 lost = None;
                 events.tell(Event::Up(welcomed));
-                let ended = session.serve(&stop).await;
+                let ended = session.serve(&stop, &mut questions).await;
                 // A random name is kept when the client comes back; one that was lost is somebody else's now.
                 settings.endpoints = ended.endpoints;
                 wait = ended.back_in.unwrap_or(FIRST_WAIT).min(MAX_WAIT);

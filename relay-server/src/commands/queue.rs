@@ -40,7 +40,7 @@ pub(crate) async fn queue(command: QueueCommand) -> anyhow::Result<ExitCode> {
                 let wanted = |row: &&QueuedRow| endpoint.as_ref().is_none_or(|name| *name == row.delivery.name);
                 dead.into_iter().filter(wanted).collect()
             } else {
-                ids.iter().map(|id| one_of(&dead, id)).collect::<anyhow::Result<_>>()?
+                ids.iter().map(|id| one_of(&dead, id)).collect::<anyhow::Result<Vec<_>>>()?.concat()
             };
             // What waited for a name that was released is for nobody.
             let is_there = |row: &&QueuedRow| endpoints.iter().any(|endpoint| endpoint.id == row.delivery.endpoint);
@@ -92,19 +92,19 @@ fn known(endpoints: &[EndpointRow], rows: &[QueuedRow], name: Option<&str>) -> a
     Ok(())
 }
 
-/// The dead letter that an id or a part of it names.
-fn one_of<'a>(dead: &[&'a QueuedRow], id: &str) -> anyhow::Result<&'a QueuedRow> {
+/// The dead letter that an id or a part of it names: all copies of it.
+fn one_of<'a>(dead: &[&'a QueuedRow], id: &str) -> anyhow::Result<Vec<&'a QueuedRow>> {
     let wanted = id.to_ascii_lowercase();
-    let named = |row: &&&QueuedRow| {
+    let named = |row: &&QueuedRow| {
         let own = row.delivery.id.to_string().to_ascii_lowercase();
         own.starts_with(&wanted) || own.ends_with(&wanted)
     };
     let next = "next:  hookway-relay queue dead-letters";
-    match dead.iter().filter(named).collect::<Vec<_>>()[..] {
-        [one] => Ok(*one),
-        [] => anyhow::bail!("no dead letter has the id `{id}`\n  {next}"),
-        _ => anyhow::bail!("several dead letters have an id like `{id}`\n  {next}"),
-    }
+    let found: Vec<&QueuedRow> = dead.iter().copied().filter(named).collect();
+    let Some(first) = found.first() else { anyhow::bail!("no dead letter has the id `{id}`\n  {next}") };
+    let are_one = found.iter().all(|row| row.delivery.id == first.delivery.id);
+    anyhow::ensure!(are_one, "several dead letters have an id like `{id}`\n  {next}");
+    Ok(found)
 }
 
 async fn list(store: &StoreArgs, endpoint: Option<&str>, wanted: fn(&QueuedRow) -> bool) -> anyhow::Result<()> {
@@ -119,6 +119,7 @@ async fn list(store: &StoreArgs, endpoint: Option<&str>, wanted: fn(&QueuedRow) 
                 "{}",
                 json!({
                     "id": delivery.id.to_string(), "endpoint": delivery.name, "method": delivery.method,
+                    "listener": Some(&delivery.listener).filter(|name| !name.is_empty()),
                     "path": delivery.path, "bytes": delivery.bytes, "received_at": delivery.received_at,
                     "since": since, "attempts": delivery.attempts, "possible_duplicate": delivery.handed,
                     "last": Some(last).filter(|last| !last.is_empty()), "dead_since": dead_since,
@@ -130,7 +131,9 @@ async fn list(store: &StoreArgs, endpoint: Option<&str>, wanted: fn(&QueuedRow) 
     say!("ID                              ENDPOINT          RECEIVED              TRIED  WHAT");
     for QueuedRow { delivery, last, .. } in &rows {
         let last = if last.is_empty() { String::new() } else { format!("   {last}") };
-        let what = harmless(&format!("{} {}{last}", delivery.method, delivery.path));
+        let listener =
+            if delivery.listener.is_empty() { String::new() } else { format!("   for {}", delivery.listener) };
+        let what = harmless(&format!("{} {}{listener}{last}", delivery.method, delivery.path));
         let (id, at, tried) = (delivery.id.to_string(), delivery.received_at, delivery.attempts);
         say!("{id}  {:<16}  {at:.0}  {tried:>5}  {what}", delivery.name);
     }

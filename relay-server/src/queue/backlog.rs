@@ -11,7 +11,7 @@ use hookway_protocol::message::{Queueing, Rule};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::limits::Place;
+use super::room::Places;
 use crate::store::Seq;
 
 /// The first wait after a failed attempt; it doubles up to [`LAST_WAIT`].
@@ -56,13 +56,10 @@ pub(super) struct Entry {
 
 /// A delivery that is tried no more.
 #[derive(Debug)]
-struct DeadLetter {
+pub(super) struct DeadLetter {
     since: Timestamp,
-    _places: Places,
+    places: Places,
 }
-
-/// What a delivery takes of the limits, given back when it goes.
-pub(super) type Places = [Place; 4];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum State {
@@ -382,18 +379,33 @@ impl Backlog {
             }
         }
         if let Some(Entry { places, noted_since, .. }) = self.entries.remove(&seq) {
-            self.dead.insert(seq, DeadLetter { since: noted_since, _places: places });
+            self.dead.insert(seq, DeadLetter { since: noted_since, places });
         }
     }
 
     /// Lists a dead letter.
     pub(super) fn add_dead(&mut self, seq: Seq, since: Timestamp, places: Places) {
-        self.dead.insert(seq, DeadLetter { since, _places: places });
+        self.dead.insert(seq, DeadLetter { since, places });
+    }
+
+    /// What dead letters take of the limits.
+    pub(super) fn taken_by_dead(&self) -> impl Iterator<Item = &Places> {
+        self.dead.values().map(|dead| &dead.places)
     }
 
     /// The oldest dead letter goes, to make room.
-    pub(super) fn drop_oldest_dead(&mut self) -> Option<Seq> {
-        self.dead.pop_first().map(|(seq, _)| seq)
+    pub(super) fn drop_oldest_dead(&mut self) -> Option<(Seq, DeadLetter)> {
+        self.dead.pop_first()
+    }
+
+    /// It did not go.
+    pub(super) fn put_back(&mut self, seq: Seq, letter: DeadLetter) {
+        self.dead.insert(seq, letter);
+    }
+
+    /// Takes over the dead letters of another.
+    pub(super) fn take_dead_of(&mut self, other: &mut Self) {
+        self.dead.append(&mut other.dead);
     }
 
     pub(super) fn depth(&self, now: Instant) -> Depth {
@@ -404,6 +416,11 @@ impl Backlog {
             oldest: oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
             dead: self.dead.len() as u64,
         }
+    }
+
+    /// Deliveries that are tried no more.
+    pub(super) fn dead_letters(&self) -> u64 {
+        self.dead.len() as u64
     }
 
     pub(super) fn is_empty(&self) -> bool {

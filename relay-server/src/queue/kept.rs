@@ -11,7 +11,8 @@ use http::{HeaderMap, Method};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::backlog::{Entry, Places, State};
+use super::backlog::{Entry, State};
+use super::room::Places;
 use super::waiting::Waiting;
 use crate::delivery::{Body, Delivery, Unqueued};
 use crate::store::{MAX_PATH, NewDelivery, Payload, QueuedRow};
@@ -19,8 +20,28 @@ use crate::store::{MAX_PATH, NewDelivery, Payload, QueuedRow};
 /// As much of a method is noted beside a delivery, in bytes.
 const MAX_METHOD: usize = 32;
 
+/// What is kept of a whole delivery, for those that `waiting` is for.
+pub(super) fn of(
+    waiting: &Waiting,
+    head: &RequestHead,
+    bytes: &Bytes,
+    trailers: Option<&HeaderMap>,
+) -> Result<(NewDelivery, Payload), Unqueued> {
+    let payload = payload(head, bytes, trailers);
+    let seal_key = waiting.backlog().queueing().seal_key.clone();
+    let mut row = row(waiting, head);
+    let payload = if seal_key.is_empty() {
+        payload
+    } else {
+        row.path = waiting.backlog().prefix(&row.path).to_owned();
+        sealed(head, &seal_key, payload)?
+    };
+    row.bytes = (payload.head.len() + payload.body.len() + payload.trailers.len()) as u64;
+    Ok((row, payload))
+}
+
 /// A delivery as it is kept.
-pub(super) fn payload(head: &RequestHead, body: &Bytes, trailers: Option<&HeaderMap>) -> Payload {
+fn payload(head: &RequestHead, body: &Bytes, trailers: Option<&HeaderMap>) -> Payload {
     let (mut encoded, mut encoded_trailers) = (BytesMut::with_capacity(1024), BytesMut::new());
     head.encode(&mut encoded);
     if let Some(trailers) = trailers {
@@ -31,7 +52,7 @@ pub(super) fn payload(head: &RequestHead, body: &Bytes, trailers: Option<&Header
 }
 
 /// The same, so that only the holder of the key can read it.
-pub(super) fn sealed(head: &RequestHead, key: &[u8], payload: Payload) -> Result<Payload, Unqueued> {
+fn sealed(head: &RequestHead, key: &[u8], payload: Payload) -> Result<Payload, Unqueued> {
     let Payload { head: inner, body, trailers } = payload;
     let sealed =
         seal::seal(key, head.id, &seal::Opened { head: inner, trailers, body }).map_err(|_| Unqueued::NoKey)?;
@@ -48,13 +69,14 @@ pub(super) fn sealed(head: &RequestHead, key: &[u8], payload: Payload) -> Result
 }
 
 /// What is noted beside it.
-pub(super) fn row(waiting: &Waiting, head: &RequestHead) -> NewDelivery {
+fn row(waiting: &Waiting, head: &RequestHead) -> NewDelivery {
     let path = cut(head.target.path(), MAX_PATH).to_owned();
     let received_at = i64::try_from(head.received_at_us).ok().and_then(|at| Timestamp::from_microsecond(at).ok());
     NewDelivery {
         id: head.id,
         endpoint: waiting.id,
         name: waiting.name.clone(),
+        listener: waiting.listener.clone(),
         received_at: received_at.unwrap_or_else(Timestamp::now),
         method: cut(head.method.as_str(), MAX_METHOD).to_owned(),
         path,
@@ -65,7 +87,7 @@ pub(super) fn row(waiting: &Waiting, head: &RequestHead) -> NewDelivery {
 }
 
 /// The beginning of a text, of so many bytes at most.
-pub(super) fn cut(text: &str, most: usize) -> &str {
+pub(crate) fn cut(text: &str, most: usize) -> &str {
     let end = (0..=text.len().min(most)).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }

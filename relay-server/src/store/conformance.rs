@@ -6,7 +6,7 @@ use std::time::Duration;
 use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 
-use super::{Dead, EndpointId, NewDelivery, Payload, Seq, Settled, Store};
+use super::{Dead, EndpointId, ListenerRow, Missed, NewDelivery, Payload, Seq, Settled, Store};
 
 /// A store of a folder, that can be closed and opened again.
 struct Place(tempfile::TempDir);
@@ -26,6 +26,7 @@ fn delivery(endpoint: EndpointId, text: &str) -> (NewDelivery, Payload) {
         id: DeliveryId::now(),
         endpoint,
         name: "billing".into(),
+        listener: "laptop".into(),
         received_at: Timestamp::from_microsecond(1_700_000_000_123_456).expect("a time"),
         method: "POST".into(),
         path: format!("/{text}"),
@@ -51,19 +52,17 @@ async fn tokens_and_endpoints_survive() {
     let new = store.create_token("ann", vec!["billing-*".into()], None).await.expect("a token");
     let owner = |row: Option<super::EndpointRow>| row.map(|row| row.owner);
     let claimed = store.claim_endpoint(&name, "ann", 1, now).await.expect("a claim").expect("a row");
-    store.set_rules(claimed.id, vec![1, 2, 3]).await.expect("kept");
     drop(store);
 
     let store = place.open();
     assert_eq!(store.tokens().await.expect("tokens"), vec![new.row.clone()]);
     let again = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim").expect("a row");
-    assert_eq!((again.owner.as_str(), again.id, again.rules), ("ann", claimed.id, vec![1, 2, 3]), "the first keeps it");
+    assert_eq!((again.owner.as_str(), again.id), ("ann", claimed.id), "the first keeps it");
     assert!(store.release_endpoint(&name, now).await.expect("released"));
     assert!(!store.release_endpoint(&name, now).await.expect("nothing to release"));
     let other = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim").expect("a row");
     assert_eq!(other.owner, "bob");
     assert_ne!(other.id, claimed.id, "the name is another endpoint now");
-    assert_eq!(other.rules, Vec::<u8>::new());
     let second = "accounts".parse().expect("a name");
     assert_eq!(store.claim_endpoint(&second, "bob", 1, now).await.expect("a claim"), None, "one is his most");
     let own = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim");
@@ -142,8 +141,12 @@ async fn what_came_of_a_delivery_survives() {
     let hour = Duration::from_secs(3600);
     store.settle(seq, Settled::Dead { attempts: 4, last: "too old".into(), at }).await.expect("settled");
     let kept = only(&store).await;
-    assert_eq!((kept.delivery.attempts, kept.last.as_str(), kept.dead_since), (4, "too old", Some(at)));
+    let last = "too old; before that: the app answered 500";
+    assert_eq!((kept.delivery.attempts, kept.last.as_str(), kept.dead_since), (4, last, Some(at)));
     assert_eq!(store.payload(seq).await.expect("read"), Some(payload), "a dead letter is kept whole");
+    assert_eq!(store.dead_letters(billing, 1).await.expect("read"), [kept]);
+    assert_eq!(store.dead_letters(billing, 0).await.expect("read"), []);
+    assert_eq!(store.dead_letters(EndpointId(billing.0 + 1), 9).await.expect("read"), []);
 
     assert_eq!(store.revive(Dead::These(vec![seq + 1]), at).await.expect("none"), Vec::<Seq>::new());
     assert_eq!(store.revive(Dead::Of(EndpointId(billing.0 + 1)), at).await.expect("none"), Vec::<Seq>::new());
@@ -151,6 +154,8 @@ async fn what_came_of_a_delivery_survives() {
     assert_eq!(store.revive(Dead::Of(billing), at + hour).await.expect("revived"), vec![seq]);
     let kept = only(&store).await;
     assert_eq!((kept.dead_since, kept.since), (None, at + hour), "its time begins anew");
+    store.for_anyone(vec![seq, 999]).await.expect("changed");
+    assert_eq!(only(&store).await.delivery, NewDelivery { listener: String::new(), ..kept.delivery });
     assert_eq!(store.remove(Dead::These(vec![seq])).await.expect("none"), Vec::<Seq>::new(), "it is not dead");
     store.settle(seq, Settled::Dead { attempts: 5, last: String::new(), at }).await.expect("settled");
     assert_eq!(store.remove(Dead::Before(at)).await.expect("removed"), vec![seq]);
@@ -171,6 +176,36 @@ async fn what_waits_for_a_name_that_is_released_is_for_nobody_else() {
     assert_eq!((row.seq, row.delivery.endpoint), (seq, billing));
     assert!(row.dead_since.is_some());
     assert_ne!(next.expect("a row").id, billing);
+}
+
+#[tokio::test]
+async fn listeners_survive_and_go_with_their_endpoint() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let at = |us| Timestamp::from_microsecond(us).expect("a time");
+    let row = |name: &str, rules: &[u8]| ListenerRow {
+        endpoint: billing,
+        name: name.into(),
+        rules: rules.to_vec(),
+        seen_at: at(1_700_000_000_000_001),
+        missed: Missed::default(),
+    };
+    for row in [row("", &[1]), row("laptop", &[2]), row("desk", &[])] {
+        store.put_listener(row).await.expect("kept");
+    }
+    let missed = Missed { count: 3, since: Some(at(1_700_000_000_000_002)), why: "the queue is full".into() };
+    let later = ListenerRow { missed, seen_at: at(1_800_000_000_000_000), ..row("laptop", &[3, 4]) };
+    store.put_listener(later.clone()).await.expect("kept in place of the other");
+    store.remove_listener(billing, "desk").await.expect("forgotten");
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(store.listeners().await.expect("listeners"), [row("", &[1]), later]);
+    assert!(store.release_endpoint(&"billing".parse().expect("a name"), at(0)).await.expect("released"));
+    assert_eq!(store.listeners().await.expect("listeners"), []);
+    store.put_listener(row("laptop", &[])).await.expect("nothing to do");
+    assert_eq!(store.listeners().await.expect("listeners"), [], "of an endpoint that is no more");
 }
 
 #[tokio::test]

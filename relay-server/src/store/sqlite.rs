@@ -15,12 +15,13 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, ToSql, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Dead, EndpointId, EndpointRow, Later, NewDelivery, Payload, QueuedRow, Seq, Settled, Store, StoreError, TokenRow,
+    Dead, EndpointId, EndpointRow, Later, ListenerRow, Missed, NewDelivery, Payload, QueuedRow, Seq, Settled, Store,
+    StoreError, TokenRow,
 };
 
 const FILE: &str = "relay.db";
 /// What each version of the schema adds to the one before.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE token (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE, endpoints TEXT NOT NULL,
@@ -51,6 +52,16 @@ const MIGRATIONS: [&str; 2] = [
     CREATE INDEX dead ON delivery (dead_since) WHERE dead_since IS NOT NULL;
     CREATE TABLE payload (seq INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL, trailers BLOB NOT NULL)
         STRICT;
+",
+    "
+    CREATE TABLE listener (
+        endpoint INTEGER NOT NULL, name TEXT NOT NULL, rules BLOB NOT NULL, seen_at INTEGER NOT NULL,
+        missed INTEGER NOT NULL, missed_since INTEGER, missed_why TEXT NOT NULL, PRIMARY KEY (endpoint, name)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO listener SELECT id, '', rules, 0, 0, NULL, '' FROM endpoint;
+    ALTER TABLE endpoint DROP COLUMN rules;
+    ALTER TABLE delivery ADD COLUMN listener TEXT NOT NULL DEFAULT '';
+    CREATE INDEX dead_of ON delivery (endpoint, dead_since) WHERE dead_since IS NOT NULL;
 ",
 ];
 /// Tokens that were revoked or had expired this long ago are no longer listed.
@@ -293,8 +304,8 @@ impl Store for Database {
         self.write(move |db| {
             let mut seen = db.prepare_cached("UPDATE endpoint SET last_seen_at = ?3 WHERE name = ?1 AND owner = ?2")?;
             let mut claim = db.prepare_cached(
-                "INSERT INTO endpoint (name, owner, created_at, last_seen_at, rules)
-                 SELECT ?1, ?2, ?3, ?3, x'' WHERE (SELECT count(*) FROM endpoint WHERE owner = ?2) < ?4
+                "INSERT INTO endpoint (name, owner, created_at, last_seen_at)
+                 SELECT ?1, ?2, ?3, ?3 WHERE (SELECT count(*) FROM endpoint WHERE owner = ?2) < ?4
                  ON CONFLICT (name) DO NOTHING",
             )?;
             if seen.execute(params![name, owner, at])? == 0 {
@@ -304,9 +315,29 @@ impl Store for Database {
         })
     }
 
-    fn set_rules(&self, endpoint: EndpointId, rules: Vec<u8>) -> Later<'_, ()> {
+    fn put_listener(&self, row: ListenerRow) -> Later<'_, ()> {
         self.write(move |db| {
-            db.execute("UPDATE endpoint SET rules = ? WHERE id = ?", params![rules, endpoint.0]).map(drop)
+            let ListenerRow { endpoint, name, rules, seen_at, missed } = row;
+            let since = missed.since.map(Timestamp::as_microsecond);
+            let mut put = db.prepare_cached(
+                "INSERT OR REPLACE INTO listener
+                     SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM endpoint WHERE id = ?1)",
+            )?;
+            let seen_at = seen_at.as_microsecond();
+            put.execute(params![endpoint.0, name, rules, seen_at, missed.count, since, missed.why]).map(drop)
+        })
+    }
+
+    fn listeners(&self) -> Later<'_, Vec<ListenerRow>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT * FROM listener ORDER BY endpoint, name")?.query_map([], listener)?.collect()
+        })
+    }
+
+    fn remove_listener(&self, endpoint: EndpointId, name: &str) -> Later<'_, ()> {
+        let name = name.to_owned();
+        self.write(move |db| {
+            db.execute("DELETE FROM listener WHERE endpoint = ? AND name = ?", params![endpoint.0, name]).map(drop)
         })
     }
 
@@ -324,6 +355,7 @@ impl Store for Database {
             let sql = "UPDATE delivery SET dead_since = ?, last = 'the endpoint was released'
                        WHERE endpoint = ? AND dead_since IS NULL";
             db.execute(sql, params![at.as_microsecond(), id])?;
+            db.execute("DELETE FROM listener WHERE endpoint = ?", [id])?;
             Ok(true)
         })
     }
@@ -331,8 +363,9 @@ impl Store for Database {
     fn push(&self, row: NewDelivery, payload: Payload) -> Later<'_, Seq> {
         self.write(move |db| {
             let mut insert = db.prepare_cached(
-                "INSERT INTO delivery (id, endpoint, name, received_at, method, path, bytes, attempts, handed, last, since)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, '', ?4)",
+                "INSERT INTO delivery
+                     (id, endpoint, name, received_at, method, path, bytes, attempts, handed, last, since, listener)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, '', ?4, ?10)",
             )?;
             let seq = insert.insert(params![
                 row.id.as_bytes(),
@@ -344,6 +377,7 @@ impl Store for Database {
                 row.bytes,
                 row.attempts,
                 row.handed,
+                row.listener,
             ])?;
             let mut insert = db.prepare_cached("INSERT INTO payload VALUES (?, ?, ?, ?)")?;
             insert.execute(params![seq, &payload.head[..], &payload.body[..], &payload.trailers[..]])?;
@@ -353,6 +387,15 @@ impl Store for Database {
 
     fn deliveries(&self) -> Later<'_, Vec<QueuedRow>> {
         self.read(|db| db.prepare_cached("SELECT * FROM delivery ORDER BY seq")?.query_map([], delivery)?.collect())
+    }
+
+    fn dead_letters(&self, endpoint: EndpointId, most: usize) -> Later<'_, Vec<QueuedRow>> {
+        self.read(move |db| {
+            let sql = "SELECT * FROM delivery WHERE endpoint = ? AND dead_since IS NOT NULL
+                       ORDER BY dead_since DESC, seq DESC LIMIT ?";
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            db.prepare_cached(sql)?.query_map(params![endpoint.0, most], delivery)?.collect()
+        })
     }
 
     fn payload(&self, seq: Seq) -> Later<'_, Option<Payload>> {
@@ -380,7 +423,9 @@ impl Store for Database {
                 db.prepare_cached(sql)?.execute(params![attempts, handed, last, seq]).map(drop)
             }
             Settled::Dead { attempts, last, at } => {
-                let sql = "UPDATE delivery SET attempts = ?, last = ?, dead_since = ? WHERE seq = ?";
+                let sql = "UPDATE delivery SET attempts = ?1, dead_since = ?3,
+                               last = substr(iif(last = '', ?2, ?2 || '; before that: ' || last), 1, 400)
+                           WHERE seq = ?4";
                 db.prepare_cached(sql)?.execute(params![attempts, last, at.as_microsecond(), seq]).map(drop)
             }
         })
@@ -392,6 +437,13 @@ impl Store for Database {
             let mut revive = db.prepare_cached("UPDATE delivery SET dead_since = NULL, since = ? WHERE seq = ?")?;
             all.iter().try_for_each(|seq| revive.execute(params![at.as_microsecond(), seq]).map(drop))?;
             Ok(all)
+        })
+    }
+
+    fn for_anyone(&self, all: Vec<Seq>) -> Later<'_, ()> {
+        self.write(move |db| {
+            let mut change = db.prepare_cached("UPDATE delivery SET listener = '' WHERE seq = ?")?;
+            all.iter().try_for_each(|seq| change.execute([seq]).map(drop))
         })
     }
 
@@ -442,8 +494,14 @@ fn endpoint(row: &Row<'_>) -> rusqlite::Result<EndpointRow> {
         owner: row.get(2)?,
         created_at: parsed(row, 3)?,
         last_seen_at: parsed(row, 4)?,
-        rules: row.get(5)?,
     })
+}
+
+fn listener(row: &Row<'_>) -> rusqlite::Result<ListenerRow> {
+    let since = row.get::<_, Option<i64>>(5)?.map(|_| at(row, 5)).transpose()?;
+    let missed = Missed { count: row.get(4)?, since, why: row.get(6)? };
+    let (endpoint, name, rules) = (EndpointId(row.get(0)?), row.get(1)?, row.get(2)?);
+    Ok(ListenerRow { endpoint, name, rules, seen_at: at(row, 3)?, missed })
 }
 
 fn delivery(row: &Row<'_>) -> rusqlite::Result<QueuedRow> {
@@ -457,6 +515,7 @@ fn delivery(row: &Row<'_>) -> rusqlite::Result<QueuedRow> {
         bytes: row.get(7)?,
         attempts: row.get(8)?,
         handed: row.get(9)?,
+        listener: row.get(13)?,
     };
     let dead_since = row.get::<_, Option<i64>>(12)?.map(|_| at(row, 12)).transpose()?;
     Ok(QueuedRow { seq: row.get(0)?, since: at(row, 11)?, delivery, last: row.get(10)?, dead_since })
@@ -536,9 +595,40 @@ mod tests {
         )
         .expect("the first version");
         drop(db);
-        let rows = Database::open(place.path()).expect("a store").endpoints().await.expect("endpoints");
-        let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.owner.as_str(), row.rules.len())).collect();
-        assert_eq!(seen, [("a", "ann", 0), ("b", "bob", 0)]);
+        let store = Database::open(place.path()).expect("a store");
+        let rows = store.endpoints().await.expect("endpoints");
+        let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.owner.as_str())).collect();
+        assert_eq!(seen, [("a", "ann"), ("b", "bob")]);
         assert_ne!(rows[0].id, rows[1].id);
+        let listeners = store.listeners().await.expect("listeners");
+        let of: Vec<_> = listeners.iter().map(|row| (row.endpoint, row.name.as_str())).collect();
+        assert_eq!(of, rows.iter().map(|row| (row.id, "")).collect::<Vec<_>>());
+    }
+
+    /// A store of the second version, with a queue: what its client asked for stays, and what waits.
+    #[tokio::test]
+    async fn a_queue_of_the_second_version_is_taken_over() {
+        let place = tempfile::tempdir().expect("a folder");
+        let db = Connection::open(path(place.path())).expect("a file");
+        db.execute_batch(MIGRATIONS[0]).expect("the first version");
+        db.execute_batch(MIGRATIONS[1]).expect("the second version");
+        db.execute_batch(
+            "INSERT INTO endpoint VALUES (7, 'a', 'ann', '2026-01-01T00:00:00Z', '2026-01-02T00:00:00Z', x'0102');
+             INSERT INTO delivery VALUES (3, zeroblob(16), 7, 'a', 1, 'POST', '/hook', 5, 2, 1, 'why', 4, NULL);
+             INSERT INTO payload VALUES (3, x'01', x'02', x'');
+             PRAGMA user_version = 2",
+        )
+        .expect("a delivery");
+        drop(db);
+        let store = Database::open(place.path()).expect("a store");
+        let listener = store.listeners().await.expect("listeners").pop().expect("one");
+        assert_eq!((listener.endpoint, listener.name, listener.rules), (EndpointId(7), String::new(), vec![1, 2]));
+        assert_eq!(listener.missed, Missed::default());
+        let row = store.deliveries().await.expect("deliveries").pop().expect("one");
+        assert_eq!(
+            (row.seq, row.delivery.listener.as_str(), row.delivery.attempts, row.last.as_str()),
+            (3, "", 2, "why")
+        );
+        assert_eq!(store.payload(3).await.expect("read").expect("kept").body, "\u{2}");
     }
 }

@@ -1,4 +1,4 @@
-//! Hands over what waits for an endpoint, as long as a session serves it.
+//! Hands over what waits for an endpoint or a listener, as long as a session serves it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +8,13 @@ use futures_util::stream::FuturesUnordered;
 use hookway_protocol::head::Failure;
 use hookway_protocol::link::StreamError;
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::registry::Endpoint;
 use super::session::Session;
 use crate::delivery::{Reply, ReplyBody, Undelivered};
-use crate::queue::{Handed, Outcome, Queue};
+use crate::queue::{Handed, Outcome, Queue, Waiting};
 use crate::shutdown::Shutdown;
 
 /// At once over one session, whatever the client asks for.
@@ -21,16 +22,21 @@ const MOST_AT_ONCE: usize = 256;
 /// The app's answer to a delivery from the queue is read to its end, for so long: nobody waits for it.
 const READ_FOR: Duration = Duration::from_secs(60);
 
+/// A session whose app is away lets the others that take turns go first, for so long, doubling up to [`LAST_PAUSE`].
+const OTHERS_FIRST: Duration = Duration::from_secs(2);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
 /// Hands over what waits, one after the other or as many at once as the client takes, until the session does not serve
 /// the endpoint any more, or the relay stops: then what was begun is finished.
 pub(super) async fn drain(
     queue: &Arc<Queue>,
-    endpoint: &Arc<Endpoint>,
+    endpoint: &Endpoint,
+    waiting: &Arc<Waiting>,
     session: &Arc<Session>,
     over: &CancellationToken,
     shutdown: &Shutdown,
 ) {
-    endpoint.waiting.wake();
+    waiting.wake();
     let mut out = FuturesUnordered::new();
     let stopped = async {
         tokio::select! {
@@ -40,28 +46,45 @@ pub(super) async fn drain(
     };
     let mut stopped = std::pin::pin!(stopped);
     // Kept over the turns: begun anew, it would read the same delivery again.
-    let mut next = std::pin::pin!(queue.next(&endpoint.waiting));
+    let mut next = std::pin::pin!(queue.next(waiting));
+    let (mut others_first, mut pause) = (None, OTHERS_FIRST);
     loop {
+        let is_turn = async {
+            if let Some(until) = others_first {
+                tokio::time::sleep_until(until).await;
+            }
+        };
         tokio::select! {
             () = &mut stopped => break,
-            handed = &mut next, if out.len() < MOST_AT_ONCE => {
-                next.set(queue.next(&endpoint.waiting));
+            handed = async { is_turn.await; (&mut next).await }, if out.len() < MOST_AT_ONCE => {
+                next.set(queue.next(waiting));
                 // A relay that stops waits for it.
                 let token = shutdown.work.token();
                 out.push(async move {
                     let _token = token;
-                    hand_over(session, handed).await;
+                    let path = handed.delivery.head.target.path().to_owned();
+                    hand_over(session, handed).await.then_some(path)
                 });
             }
-            Some(()) = out.next() => {}
+            Some(app_is_away) = out.next() => match app_is_away.filter(|_| endpoint.is_shared(waiting)) {
+                None => (others_first, pause) = (None, OTHERS_FIRST),
+                Some(path) => {
+                    others_first = Some(Instant::now() + pause);
+                    pause = (pause * 2).min(LAST_PAUSE);
+                    // What it may have taken meanwhile goes back.
+                    next.set(queue.next(waiting));
+                    // Its own app is away, which says nothing of theirs.
+                    waiting.app_is_there(&path);
+                }
+            }
         }
     }
-    // What it may have taken meanwhile goes back.
-    next.set(queue.next(&endpoint.waiting));
+    next.set(queue.next(waiting));
     while out.next().await.is_some() {}
 }
 
-async fn hand_over(session: &Arc<Session>, mut handed: Handed) {
+/// Says whether the app was away.
+async fn hand_over(session: &Arc<Session>, mut handed: Handed) -> bool {
     handed.begin();
     let outcome = match session.forward(&mut handed.delivery).await {
         Ok(Reply::App(status, headers, body)) => {
@@ -86,7 +109,9 @@ async fn hand_over(session: &Arc<Session>, mut handed: Handed) {
         Err(error @ Undelivered::TimedOut) => Outcome::Failed(error.to_string()),
         Err(error) => Outcome::Lost(error.to_string()),
     };
+    let app_is_away = matches!(outcome, Outcome::AppAway(_));
     handed.settle(outcome);
+    app_is_away
 }
 
 async fn read_out(mut body: ReplyBody) {

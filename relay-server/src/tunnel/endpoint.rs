@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 
 use super::Config;
 use super::drain::drain;
-use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, released_meanwhile, too_many_sessions};
+use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, claim_refused, too_many_sessions};
+use super::letters::{self, News};
 use super::registry::{Claim, Registry};
 use super::session::{Common, Session};
 use crate::limits::{Counter, PerAddress};
@@ -25,6 +26,9 @@ use crate::metrics::{self, Metrics, Up};
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError};
+
+/// A client is told within this time that there are more dead letters, or that something was missed.
+const LOOKED_AFTER: Duration = Duration::from_secs(1);
 
 /// Takes clients.
 #[derive(Debug)]
@@ -170,13 +174,22 @@ impl Tunnel {
         // Once more: one revoked before the session was listed would not be noticed.
         self.doorkeeper.check_again(&granted.grant).await?;
         let registry = &self.doorkeeper.registry;
-        let claims: Option<Vec<Claim>> = granted.names.iter().map(|name| registry.claim(name, &session)).collect();
-        let claims = claims.ok_or_else(released_meanwhile)?;
+        let names = granted.names.iter().zip(&asked);
+        let claimable = names.map(|(name, asked)| {
+            let claimable = registry.claimable(name, &session, asked);
+            claimable.map_err(|error| claim_refused(name.as_str(), &error))
+        });
+        // All or none: nobody loses an endpoint to a client that is then refused.
+        let claimable: Vec<_> = claimable.collect::<Result<_, _>>()?;
+        let claims: Vec<Claim> =
+            claimable.into_iter().zip(&asked).map(|(claimable, asked)| claimable.claim(&session, asked)).collect();
         for (claim, asked) in claims.iter().zip(asked) {
-            self.queue.ask(&claim.endpoint.waiting, asked).await;
+            claim.ask(&self.queue, asked).await;
         }
         let up = Up::new(&self.doorkeeper.metrics.sessions);
-        Ok((self.doorkeeper.welcome(&granted, id), Served { claims, released, listed, _up: up }))
+        let welcome = self.doorkeeper.welcome(&granted, &claims, id);
+        let news = News::new(self.queue.clone(), &welcome);
+        Ok((welcome, Served { claims, released, news, listed, _up: up }))
     }
 
     /// Lists a session among those that may be cut off, unless its owner has too many.
@@ -192,20 +205,27 @@ impl Tunnel {
 
     #[tracing::instrument(name = "session", skip_all, fields(session, owner))]
     async fn serve(self: Arc<Self>, admitted: Admitted) {
-        let Admitted { control, served: Served { claims, released, listed, _up } } = admitted;
+        let Admitted { control, served: Served { claims, released, news, listed, _up } } = admitted;
         let session = &listed.session;
         tracing::Span::current().record("session", &session.id).record("owner", session.grant.owner.as_str());
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
         tracing::info!(remote = %session.link.remote(), endpoints = names.join(" "), "client connected");
-        let served: Vec<_> = claims.iter().map(|claim| (claim.endpoint.clone(), claim.over.clone())).collect();
+        let served: Vec<_> = claims
+            .iter()
+            .flat_map(|claim| {
+                claim.waitings.iter().map(|waiting| (claim.endpoint.clone(), waiting.clone(), claim.over.clone()))
+            })
+            .collect();
         // What waits is handed over while it talks.
         let drains = async {
-            let all = served.iter().map(|(endpoint, over)| drain(&self.queue, endpoint, session, over, &self.shutdown));
+            let drain =
+                |(endpoint, waiting, over)| drain(&self.queue, endpoint, waiting, session, over, &self.shutdown);
+            let all = served.iter().map(|(endpoint, waiting, over)| drain((endpoint, waiting, over)));
             futures_util::future::join_all(all).await;
             std::future::pending::<std::convert::Infallible>().await
         };
         let end = tokio::select! {
-            end = self.talk(control, session, claims, released) => end,
+            end = self.talk(control, session, claims, released, news) => end,
             never = drains => match never {},
         };
         if matches!(end, LinkError::TimedOut | LinkError::Broken(_)) {
@@ -221,16 +241,17 @@ impl Tunnel {
         session: &Arc<Session>,
         mut claims: Vec<Claim>,
         mut released: mpsc::Receiver<Released>,
+        mut news: News,
     ) -> LinkError {
         let link::Control { mut sender, mut receiver } = control;
         let (mut told, mut leaving) = (false, false);
+        let mut looks = tokio::time::interval(LOOKED_AFTER);
         loop {
+            claims.retain(|claim| !claim.is_over());
             let message = tokio::select! {
                 end = session.link.closed() => return end,
                 received = receiver.receive::<FromClient>(), if !leaving => match received {
-                    Ok(Some(FromClient { message: Some(ClientMessage::Ping(ping)) })) => {
-                        Some(RelayMessage::Pong(Pong { number: ping.number }))
-                    }
+                    Ok(Some(FromClient { message: Some(message) })) => self.reply(message, &claims, &mut news).await,
                     Ok(Some(_)) => None,
                     // It is leaving: it finishes what it has and gets nothing more.
                     Ok(None) => {
@@ -246,6 +267,14 @@ impl Tunnel {
                     }
                 },
                 message = released.recv() => message.map(RelayMessage::Released),
+                _ = looks.tick() => {
+                    let next = claims.iter().find_map(|claim| news.of(claim));
+                    if next.is_some() {
+                        // One after the other.
+                        looks.reset_immediately();
+                    }
+                    next.map(RelayMessage::Backlog)
+                }
                 () = self.shutdown.stop_accepting.cancelled(), if !told => {
                     told = true;
                     Some(RelayMessage::GoAway(GoAway { reconnect_after_ms: 500 }))
@@ -256,6 +285,22 @@ impl Tunnel {
             {
                 session.link.close("the control stream has ended");
             }
+        }
+    }
+
+    /// Answers what a client says.
+    async fn reply(&self, message: ClientMessage, claims: &[Claim], news: &mut News) -> Option<RelayMessage> {
+        match message {
+            ClientMessage::Ping(ping) => Some(RelayMessage::Pong(Pong { number: ping.number })),
+            ClientMessage::AskDeadLetters(asked) => {
+                Some(RelayMessage::DeadLetters(letters::dead_letters(&self.queue, claims, asked).await))
+            }
+            ClientMessage::Seen(seen) => {
+                news.seen(&seen.endpoint);
+                None
+            }
+            // It was greeted.
+            ClientMessage::Hello(_) => None,
         }
     }
 
@@ -293,6 +338,7 @@ struct Admitted {
 struct Served {
     claims: Vec<Claim>,
     released: mpsc::Receiver<Released>,
+    news: News,
     listed: Listed,
     _up: Up,
 }

@@ -8,17 +8,17 @@ use hookway_protocol::host::EndpointName;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{Control, Link, StreamError};
 use hookway_protocol::message::{
-    ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, Queueing, Refused, RelayMessage, Welcome,
+    ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, MAX_LISTENER, Queueing, Refused, RelayMessage, Share,
+    Welcome,
 };
 use hookway_protocol::seal;
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 
 use super::Config;
-use super::registry::{ClaimError, Registry};
+use super::registry::{Claim, ClaimError, Registry};
 use crate::auth::{self, Grant, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics::{self, Metrics};
-use crate::queue::Depth;
 use crate::store::{MAX_PATH, Store, TokenRow};
 
 /// Wrong tokens from one address before it is not heard for a while.
@@ -49,7 +49,7 @@ pub(crate) struct Urls {
 }
 
 impl Urls {
-    fn of(&self, name: &EndpointName, depth: Depth) -> Endpoint {
+    fn of(&self, name: &EndpointName, waiting: u64, dead_letters: u64) -> Endpoint {
         let url = |scheme, port, usual| match port {
             port if port == usual => format!("{scheme}://{name}.{}", self.domain),
             port => format!("{scheme}://{name}.{}:{port}", self.domain),
@@ -57,8 +57,8 @@ impl Urls {
         Endpoint {
             name: name.to_string(),
             url: url("https", self.https_port, 443),
-            waiting: depth.count,
-            dead_letters: depth.dead,
+            waiting,
+            dead_letters,
             more_urls: self.http_port.map(|port| url("http", port, 80)).into_iter().collect(),
         }
     }
@@ -109,19 +109,19 @@ impl Doorkeeper {
     }
 
     /// The answer to a client that was let in.
-    pub(super) fn welcome(&self, granted: &Granted, session: String) -> Welcome {
+    pub(super) fn welcome(&self, granted: &Granted, claims: &[Claim], session: String) -> Welcome {
+        let endpoint = |claim: &Claim| {
+            let waiting = claim.waitings.iter().map(|waiting| waiting.depth().count).sum();
+            self.urls.of(&claim.endpoint.name, waiting, self.registry.queue.count_dead(&claim.endpoint.waiting))
+        };
         Welcome {
             version: granted.version,
             session,
-            endpoints: granted.names.iter().map(|name| self.urls.of(name, self.depth(name))).collect(),
+            endpoints: claims.iter().map(endpoint).collect(),
             notice: String::new(),
             owner: granted.grant.owner.as_str().to_owned(),
             features: vec![],
         }
-    }
-
-    fn depth(&self, name: &EndpointName) -> Depth {
-        self.registry.find(name.as_str()).map(|endpoint| endpoint.waiting.depth()).unwrap_or_default()
     }
 
     /// Whether a hello is good, and what it gets.
@@ -203,6 +203,18 @@ pub(super) fn asked_for(hello: &Hello, name: &EndpointName) -> Result<Queueing, 
             "seal_key",
         ));
     }
+    let is_printable = asked.listener.bytes().all(|b| matches!(b, b' '..=b'~'));
+    if asked.listener.len() > MAX_LISTENER
+        || !is_printable
+        || (asked.share() == Share::Copy && asked.listener.is_empty())
+    {
+        let reason = format!("a listener's name is 1 to {MAX_LISTENER} printable ASCII characters");
+        return Err((refused(Code::Limit, &reason, "choose another:  hookway TARGET --listener NAME"), "listener"));
+    }
+    if asked.share() == Share::Balance && !asked.seal_key.is_empty() {
+        let reason = "what is sealed to one client cannot be handed to another";
+        return Err((refused(Code::Limit, reason, "leave out --seal, or use --share copy"), "seal_key"));
+    }
     Ok(asked)
 }
 
@@ -216,10 +228,6 @@ pub(super) fn too_many_sessions(most: usize) -> Refusal {
     (refused(Code::Limit, &reason, "end one of them, then try again"), "sessions")
 }
 
-pub(super) fn released_meanwhile() -> Refusal {
-    (refused(Code::Limit, "the endpoint was released just now", "try again"), "released")
-}
-
 fn refused(code: Code, reason: &str, next: &str) -> Refused {
     Refused { code: code.into(), reason: reason.to_owned(), next: next.to_owned(), endpoint: String::new() }
 }
@@ -231,10 +239,14 @@ fn wrong_version(hello: &Hello) -> Refusal {
     (refused(Code::Version, &reason, next), "version")
 }
 
-fn claim_refused(text: &str, error: &ClaimError) -> Refusal {
+pub(super) fn claim_refused(text: &str, error: &ClaimError) -> Refusal {
     let (code, next, metric) = match error {
         ClaimError::Taken(_) => (Code::Taken, "choose another name:  hookway TARGET --name NAME", "taken"),
         ClaimError::Store(_) => (Code::Limit, "try again in a minute", "store"),
+        ClaimError::Released => (Code::Limit, "try again", "released"),
+        ClaimError::TooManyListeners(_) => {
+            (Code::Limit, "use a name again that one of them had:  hookway TARGET --listener NAME", "listeners")
+        }
         ClaimError::TooMany(_) => {
             (Code::Limit, "ask the relay's operator to release some:  hookway-relay endpoint release NAME", "names")
         }
@@ -276,5 +288,18 @@ mod tests {
             assert_eq!(refused(&hello(|asked| asked.seal_key = no_key)), Some((Code::Limit, "seal_key")));
         }
         assert!(asked_for(&hello(|asked| asked.seal_key = vec![9; seal::PUBLIC_KEY]), &name).is_ok());
+        let listener = |share: Share, listener: &str| {
+            let hello = hello(|asked| (asked.share, asked.listener) = (share.into(), listener.into()));
+            refused(&hello)
+        };
+        assert_eq!(listener(Share::Copy, "laptop"), None);
+        assert_eq!(listener(Share::Balance, ""), None);
+        for (share, text) in [(Share::Copy, ""), (Share::Copy, "a\nb"), (Share::Balance, &"a".repeat(65))] {
+            assert_eq!(listener(share, text), Some((Code::Limit, "listener")), "{text:?}");
+        }
+        let both = hello(|asked| {
+            (asked.share, asked.seal_key) = (Share::Balance.into(), vec![9; seal::PUBLIC_KEY]);
+        });
+        assert_eq!(refused(&both), Some((Code::Limit, "seal_key")));
     }
 }

@@ -1,9 +1,11 @@
-//! Which endpoints there are, who owns them and which session serves them now.
+//! Which endpoints there are, who owns them and which sessions serve them now.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use hookway_protocol::host::EndpointName;
+use hookway_protocol::message::{Queueing, Share};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +13,7 @@ use super::names;
 use super::session::Session;
 use crate::auth::{Grant, Owner};
 use crate::limits::{self, Gate, Pass, Refusal};
-use crate::queue::{Queue, Waiting};
+use crate::queue::{self, Attached, Queue, Waiting};
 use crate::store::{EndpointId, EndpointRow, Store, StoreError};
 
 /// All endpoints, by name.
@@ -21,7 +23,7 @@ pub(crate) struct Registry {
     /// One gate an owner, as long as any endpoint of his is known.
     gates: Mutex<HashMap<Owner, Weak<Gate>>>,
     store: Arc<dyn Store>,
-    queue: Arc<Queue>,
+    pub(super) queue: Arc<Queue>,
     /// Held while the store is read or changed and what came of it taken over here.
     changes: tokio::sync::Mutex<()>,
     limits: limits::Config,
@@ -32,20 +34,35 @@ pub(crate) struct Registry {
 pub(crate) struct Endpoint {
     id: EndpointId,
     pub(crate) name: EndpointName,
-    /// What waits for it.
+    /// What waits for whoever serves it.
     pub(crate) waiting: Arc<Waiting>,
     owner: Owner,
     gate: Gate,
     owner_gate: Arc<Gate>,
-    serving: RwLock<Option<Serving>>,
+    /// In the order in which they came.
+    serving: RwLock<Vec<Serving>>,
+    /// Counts deliveries among those that take turns.
+    turn: AtomicUsize,
 }
 
 /// Who serves an endpoint.
 #[derive(Debug)]
 struct Serving {
     session: Arc<Session>,
+    share: Share,
+    listener: String,
+    /// What it is handed: the endpoint's own, or the copies for it.
+    waiting: Arc<Waiting>,
     /// Cancelled when it does no more.
     over: CancellationToken,
+}
+
+impl Serving {
+    /// Whether both serve the endpoint: they want to share it in the same way, and are not the same client.
+    fn is_beside(&self, other: &Self) -> bool {
+        let same = self.listener == other.listener && !self.listener.is_empty();
+        self.share == other.share && self.share != Share::Takeover && !same
+    }
 }
 
 impl Drop for Serving {
@@ -67,15 +84,45 @@ pub(crate) enum ClaimError {
     Taken(EndpointName),
     #[error("this token's name has {0} endpoints; it can have no more")]
     TooMany(usize),
+    #[error("the endpoint has {0} listeners; it can have no more")]
+    TooManyListeners(usize),
+    #[error("the endpoint was released just now")]
+    Released,
     #[error("the relay cannot look up names just now")]
     Store(#[from] StoreError),
 }
 
 impl Endpoint {
-    /// The session that serves it now.
-    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+    /// The session that is handed the next of these; of several that were not tried with it, each in its turn.
+    pub(crate) fn session(&self, waiting: &Arc<Waiting>, tried: &[Arc<Session>]) -> Option<Arc<Session>> {
         let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
-        serving.as_ref().map(|serving| serving.session.clone())
+        let is_new = |session: &Arc<Session>| !tried.iter().any(|other| Arc::ptr_eq(other, session));
+        let serves = |serving: &&Serving| Arc::ptr_eq(&serving.waiting, waiting) && is_new(&serving.session);
+        let all = serving.iter().filter(serves).map(|serving| &serving.session);
+        let next = |app_is_away| {
+            let mut some = all.clone().filter(|session| session.is_app_away() == app_is_away);
+            let count = some.clone().count();
+            let turn = if count > 1 { self.turn.fetch_add(1, Ordering::Relaxed) % count } else { 0 };
+            some.nth(turn).cloned()
+        };
+        // Rather one whose app was there last.
+        next(false).or_else(|| next(true))
+    }
+
+    /// Whether several hand over what waits there.
+    pub(super) fn is_shared(&self, waiting: &Arc<Waiting>) -> bool {
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        serving.len() > 1 && Arc::ptr_eq(waiting, &self.waiting)
+    }
+
+    /// Whose client answers the sender: of those that are there, the one that came first.
+    pub(crate) fn answering(&self) -> Option<Arc<Waiting>> {
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        serving.first().map(|serving| serving.waiting.clone())
+    }
+
+    fn serving(&self) -> RwLockWriteGuard<'_, Vec<Serving>> {
+        self.serving.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for one more delivery.
@@ -83,19 +130,16 @@ impl Endpoint {
         Ok(Pass::new(self.gate.enter()?, self.owner_gate.enter()?))
     }
 
-    /// Tells the session that serves it that the name is its owner's no more.
+    /// Tells those that serve it that the name is its owner's no more.
     fn released(&self) {
-        if let Some(serving) = self.serving.write().unwrap_or_else(PoisonError::into_inner).take() {
+        for serving in self.serving().drain(..) {
             serving.session.released(&self.name, "the operator released it");
         }
     }
 
-    /// Takes `session` off the endpoint, unless another has it by now.
+    /// Takes `session` off the endpoint, if it is still on it.
     pub(crate) fn left(&self, session: &Arc<Session>) {
-        let mut current = self.serving.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.session, session)) {
-            *current = None;
-        }
+        self.serving().retain(|serving| !Arc::ptr_eq(&serving.session, session));
     }
 }
 
@@ -104,9 +148,52 @@ impl Endpoint {
 #[must_use]
 pub(crate) struct Claim {
     pub(crate) endpoint: Arc<Endpoint>,
+    /// All that it is handed: what comes for it, what is for whoever comes, and what it had copied before.
+    pub(super) waitings: Vec<Arc<Waiting>>,
+    _attached: Vec<Attached>,
     /// Cancelled when the session does not serve the endpoint any more.
     pub(super) over: CancellationToken,
     session: Arc<Session>,
+}
+
+impl Claim {
+    /// What the client asks for its deliveries.
+    pub(super) async fn ask(&self, queue: &Queue, asked: Queueing) {
+        for waiting in &self.waitings {
+            queue.ask(waiting, asked.clone()).await;
+        }
+    }
+
+    /// Whether another has the endpoint by now, or nobody.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+}
+
+/// What a session is about to serve: nobody has lost anything by it yet.
+#[derive(Debug)]
+pub(super) struct Claimable {
+    endpoint: Arc<Endpoint>,
+    waitings: Vec<Arc<Waiting>>,
+}
+
+impl Claimable {
+    /// Those that served it until now and do not share it are told.
+    pub(super) fn claim(self, session: &Arc<Session>, asked: &Queueing) -> Claim {
+        let Self { endpoint, waitings } = self;
+        let attached = waitings.iter().map(Waiting::attach).collect();
+        let over = CancellationToken::new();
+        let (share, listener, waiting) = (asked.share(), asked.listener.clone(), waitings[0].clone());
+        let new = Serving { session: session.clone(), share, listener, waiting, over: over.clone() };
+        let mut serving = endpoint.serving();
+        let gone: Vec<Serving> = serving.extract_if(.., |other| !other.is_beside(&new)).collect();
+        serving.push(new);
+        drop(serving);
+        for before in gone {
+            before.session.released(&endpoint.name, "another client of the same token has taken it over");
+        }
+        Claim { endpoint, waitings, _attached: attached, over, session: session.clone() }
+    }
 }
 
 impl Drop for Claim {
@@ -206,16 +293,28 @@ impl Registry {
         Ok(())
     }
 
-    /// Lets a session serve a name, if its owner still has it. A session that served it until now is told.
-    pub(super) fn claim(&self, name: &EndpointName, session: &Arc<Session>) -> Option<Claim> {
-        let endpoint = self.find(name.as_str()).filter(|endpoint| endpoint.owner == session.grant.owner)?;
-        let over = CancellationToken::new();
-        let serving = Serving { session: session.clone(), over: over.clone() };
-        let before = endpoint.serving.write().unwrap_or_else(PoisonError::into_inner).replace(serving);
-        if let Some(before) = before {
-            before.session.released(name, "another client of the same token has taken it over");
-        }
-        Some(Claim { endpoint, over, session: session.clone() })
+    /// What a session can serve of what it asks for, if its owner still has the name.
+    pub(super) fn claimable(
+        &self,
+        name: &EndpointName,
+        session: &Session,
+        asked: &Queueing,
+    ) -> Result<Claimable, ClaimError> {
+        let known = self.find(name.as_str()).filter(|endpoint| endpoint.owner == session.grant.owner);
+        let endpoint = known.ok_or(ClaimError::Released)?;
+        let own = endpoint.waiting.clone();
+        let waitings = match asked.share() {
+            Share::Copy => {
+                let listener = self.queue.listener(&own, &asked.listener);
+                vec![listener.ok_or(ClaimError::TooManyListeners(queue::MAX_LISTENERS))?, own]
+            }
+            // What it had copied while it asked for that is still its own.
+            Share::Takeover | Share::Balance => {
+                let copied = self.queue.known_listener(&own, &asked.listener);
+                std::iter::once(own).chain(copied).collect()
+            }
+        };
+        Ok(Claimable { endpoint, waitings })
     }
 
     fn endpoint(&self, name: EndpointName, row: &EndpointRow) -> Arc<Endpoint> {
@@ -223,7 +322,8 @@ impl Registry {
         let waiting = self.queue.of(row);
         let gate = Gate::new(self.limits.rate, self.limits.max_concurrent);
         let owner_gate = self.owner_gate(&owner);
-        Arc::new(Endpoint { id: row.id, name, waiting, owner, gate, owner_gate, serving: RwLock::default() })
+        let (id, serving, turn) = (row.id, RwLock::default(), AtomicUsize::default());
+        Arc::new(Endpoint { id, name, waiting, owner, gate, owner_gate, serving, turn })
     }
 
     fn owner_gate(&self, owner: &Owner) -> Arc<Gate> {

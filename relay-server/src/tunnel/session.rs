@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hookway_protocol::body::{self, Unsent};
@@ -27,7 +27,10 @@ use crate::public::{Inbound, InboundError};
 const MAX_IDLE_STREAMS: usize = 64;
 
 /// Senders wait as little as 3 s: a delivery whose link shows no sign of life for so long is not left to it.
-const SILENT_FOR: Duration = Duration::from_secs(2);
+pub(crate) const SILENT_FOR: Duration = Duration::from_secs(2);
+
+/// Of those that take turns, one whose app was away is tried last for so long.
+const APP_AWAY_FOR: Duration = Duration::from_secs(5);
 
 /// One connected client.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Session {
     idle: Mutex<Vec<Stream>>,
     /// To the task that writes the control stream.
     released: mpsc::Sender<Released>,
+    /// Its app was away, and may be until then.
+    app_away: Mutex<Option<Instant>>,
     common: Common,
 }
 
@@ -60,7 +65,17 @@ impl Session {
         released: mpsc::Sender<Released>,
         common: Common,
     ) -> Arc<Self> {
-        Arc::new(Self { id, grant, link, idle: Mutex::default(), released, common })
+        Arc::new(Self { id, grant, link, idle: Mutex::default(), released, app_away: Mutex::default(), common })
+    }
+
+    /// Its app was not there for a delivery.
+    pub(crate) fn app_was_away(&self) {
+        *self.app_away.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + APP_AWAY_FOR);
+    }
+
+    /// Whether that was a moment ago.
+    pub(super) fn is_app_away(&self) -> bool {
+        self.app_away.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| until > Instant::now())
     }
 
     /// Tells the client that it no longer serves an endpoint.
@@ -150,7 +165,9 @@ impl Session {
             (reply, sender, upgrade) => {
                 // A stream that asked for an upgrade carries nothing else.
                 let sender = sender.filter(|_| upgrade.is_none());
-                let body = reply::body(self, receiver, sender, pass.take()).map_err(Undelivered::Lost)?;
+                // What failed may be tried elsewhere, in the same place.
+                let pass = if matches!(reply, ReplyHead::App { .. }) { pass.take() } else { None };
+                let body = reply::body(self, receiver, sender, pass).map_err(Undelivered::Lost)?;
                 Ok(match reply {
                     ReplyHead::App { status, headers } => Reply::App(status, headers, body),
                     ReplyHead::Failed { failure, message } => Reply::Failed(failure, message),

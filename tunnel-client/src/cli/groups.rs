@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use hookway_protocol::message::Share;
 use hookway_protocol::settings::{duration, size};
 
-use super::values::{expected, term, time};
+use super::values::{expected, listener, share, term, time};
 use crate::filter::Filter;
 use crate::queueing::{Ack, At, OnOffline, Queueing};
 
@@ -31,6 +32,19 @@ pub(crate) struct QueueingArgs {
     /// What waits for this client is kept so that only it can read it: its key is in its data folder
     #[arg(long, env = "HOOKWAY_SEAL", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) seal: bool,
+}
+
+/// Other clients of the same endpoint.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ShareArgs {
+    /// Other clients of the endpoint: takeover (they lose it), balance (each delivery to one of those that ask for the
+    /// same), or copy (each gets all that can wait; the first answers the sender)
+    #[arg(long, value_name = "MODE", env = "HOOKWAY_SHARE", default_value = "takeover", value_parser = share)]
+    pub(crate) share: Share,
+    /// Names this client: with --share copy the relay keeps its copies under that name [default: made of this machine,
+    /// folder and targets]
+    #[arg(long, value_name = "NAME", env = "HOOKWAY_LISTENER", value_parser = listener)]
+    pub(crate) listener: Option<String>,
 }
 
 impl QueueingArgs {

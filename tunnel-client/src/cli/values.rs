@@ -1,5 +1,6 @@
 //! How the values of flags are read.
 
+use hookway_protocol::message::{MAX_LISTENER, Share};
 use hookway_protocol::settings::nearest;
 use http::{HeaderName, HeaderValue};
 
@@ -35,6 +36,20 @@ pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     // It may be a secret: not to be shown by `Debug`.
     value.set_sensitive(true);
     Ok((name, value))
+}
+
+pub(crate) fn share(text: &str) -> Result<Share, String> {
+    match text {
+        "takeover" => Ok(Share::Takeover),
+        "balance" => Ok(Share::Balance),
+        "copy" => Ok(Share::Copy),
+        _ => Err("takeover, balance or copy".into()),
+    }
+}
+
+pub(crate) fn listener(text: &str) -> Result<String, String> {
+    let is_name = (1..=MAX_LISTENER).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    is_name.then(|| text.to_owned()).ok_or_else(|| format!("a name is 1 to {MAX_LISTENER} letters, digits and signs"))
 }
 
 /// `2xx` or `404`.

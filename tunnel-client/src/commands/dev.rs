@@ -108,7 +108,8 @@ async fn forward(
         more.push(("http", format!("http://localhost:{}", http.port())));
         lines.push(("Try it", format!("hookway send github --to {url}")));
     }
-    let tunnel = Tunnel { relay, forwarder: client.forwarder().clone(), plain_first: true };
+    let tunnel =
+        Tunnel { relay, forwarder: client.forwarder().clone(), letters: client.letters().clone(), plain_first: true };
     let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
     let inspector = dev.inspect.start(listener, shown, output);
     let took = started.elapsed().as_millis();

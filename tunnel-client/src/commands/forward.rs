@@ -5,19 +5,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::message::{Code, Rule};
+use hookway_protocol::message::{Code, Rule, Share};
 use hookway_protocol::seal::OpeningKey;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::block_on;
-use crate::cli::ForwardArgs;
+use crate::cli::{ForwardArgs, ShareArgs};
 use crate::client::{Client, Options};
 use crate::config::{self, Files, ProjectEndpoint};
 use crate::events::Event;
 use crate::forwarder::Route;
 use crate::inspector::{Shown, Tunnel};
 use crate::output::{Banner, Failure, Output, PRINTED_IN};
-use crate::queueing::Queueing;
+use crate::queueing::{self, Queueing};
 use crate::target::Target;
 use crate::tunnel::ConnectError;
 use crate::webhook::Policy;
@@ -58,7 +58,12 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
                 output.note(&format!("the name {name} cannot be remembered: {error}"));
             }
         }
-        let tunnel = Tunnel { relay: relay.clone(), forwarder: client.forwarder().clone(), plain_first: false };
+        let tunnel = Tunnel {
+            relay: relay.clone(),
+            forwarder: client.forwarder().clone(),
+            letters: client.letters().clone(),
+            plain_first: false,
+        };
         let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
         let inspector = args.inspect.start(listener, shown, output);
         let banner = Banner {
@@ -240,6 +245,7 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
     });
     options = options.queueing(rules(args, files), args.queueing.drain_concurrency);
     options = sealing(options, args.queueing.seal)?;
+    options = sharing(options, args)?;
     options = options.filter(args.filter.clone().unwrap_or_default());
     let named = !names.is_empty();
     for name in names {
@@ -249,6 +255,19 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
         options = options.relay_ca(ca);
     }
     Ok(Asked { options, relay: shown, named })
+}
+
+/// Shares the endpoints with other clients, if that is wanted.
+fn sharing(options: Options, args: &ForwardArgs) -> Result<Options, Failure> {
+    let ShareArgs { share, listener } = &args.share;
+    if *share == Share::Balance && args.queueing.seal {
+        return Err(Failure::new(2, "--seal and --share balance do not go together")
+            .cause("what is sealed to one client cannot be handed to another")
+            .next("leave one of them out, or use --share copy"));
+    }
+    let forwards: Vec<String> = args.target.iter().map(ToString::to_string).collect();
+    let listener = listener.clone().unwrap_or_else(|| queueing::listener(*share, &forwards.join(" ")));
+    Ok(options.share(*share, listener))
 }
 
 /// Opens what was sealed to this machine's key, if it has one; asked to seal, it makes one.

@@ -2,6 +2,7 @@
 //! routes.
 
 mod asked;
+mod dead_letters;
 mod export;
 mod replay;
 
@@ -59,6 +60,8 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/exchanges/{id}/curl", &["get"], get(curl_command)),
         route("/api/exchanges/{id}/request/body", &["get"], get(request_body)),
         route("/api/exchanges/{id}/attempts/{number}/reply/body", &["get"], get(reply_body)),
+        route("/api/dead-letters", &["get"], get(dead_letters::list)),
+        route("/api/dead-letters/retry", &["post"], post(dead_letters::retry)),
         route("/api/diff", &["get"], get(diff)),
         route("/api/export", &["get"], get(export::export)),
         route("/api/events", &["get"], get(follow)),

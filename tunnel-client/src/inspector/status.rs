@@ -16,7 +16,8 @@ pub(super) fn status(context: &Context) -> Value {
         if tunnel.is_some_and(|tunnel| tunnel.plain_first) {
             urls.reverse();
         }
-        json!({"endpoint": name, "url": urls.first(), "more": urls.get(1..)})
+        let dead_letters = link.dead_letters.get(name).copied().unwrap_or(0);
+        json!({"endpoint": name, "url": urls.first(), "more": urls.get(1..), "dead_letters": dead_letters})
     });
     let first = link.welcomed.as_ref().and_then(|welcomed| welcomed.first.clone());
     let mut urls: Vec<_> = urls.collect();

@@ -4,11 +4,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hookway_protocol::link::{Control, Link, LinkError, StreamError};
-use hookway_protocol::message::{ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage};
+use hookway_protocol::message::{
+    self, ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage, Released, Seen,
+};
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchanges;
+use super::letters::{Pending, Question};
 use super::{Backlog, Clock, ConnectError, Settings, Welcomed};
 use crate::events::{Event, Events};
 use crate::forwarder::Forwarder;
@@ -98,7 +102,7 @@ impl Session {
     }
 
     /// Serves until the link is gone, or `stop`: then what is in flight is finished.
-    pub(super) async fn serve(self, stop: &CancellationToken) -> Ended {
+    pub(super) async fn serve(self, stop: &CancellationToken, questions: &mut mpsc::Receiver<Question>) -> Ended {
         let Self { link, control, mut endpoints, exchanges } = self;
         let open = link.close_on_drop("the client has ended the session");
         let accept = async {
@@ -110,7 +114,10 @@ impl Session {
             }
         };
         let (released, back_in) = (CancellationToken::new(), OnceLock::new());
-        let control = talk(control, &link, &mut endpoints, exchanges.events(), stop, &released, &back_in);
+        let events = exchanges.events();
+        let talk =
+            Talk { link: &link, endpoints: &mut endpoints, events, questions, left: &released, back_in: &back_in };
+        let control = talk.run(control, stop);
         let finish = async {
             stop.cancelled().await;
             let flow_until = tokio::time::Instant::now() + FLOWS_FOR;
@@ -158,67 +165,112 @@ async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessag
     Ok((control, answer.ok_or(StreamError::Aborted)?))
 }
 
-/// Follows the control stream until the link is gone, leaving the endpoints at `stop`; after a clock jump, asks
-/// whether the relay still knows us.
-async fn talk(
-    control: Control,
-    link: &Link,
-    endpoints: &mut Vec<String>,
-    events: &Events,
-    stop: &CancellationToken,
-    left: &CancellationToken,
-    back_in: &OnceLock<Duration>,
-) -> End {
-    let Control { mut sender, mut receiver } = control;
-    let mut clock = Clock::new();
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
-    let mut pinged: Option<Instant> = None;
-    let mut leaving = false;
-    loop {
-        if leaving && endpoints.is_empty() {
-            left.cancel();
-        }
-        tokio::select! {
-            () = stop.cancelled(), if !leaving => {
-                leaving = true;
-                sender.leave();
+/// What is said on the control stream.
+struct Talk<'a> {
+    link: &'a Link,
+    endpoints: &'a mut Vec<String>,
+    events: &'a Events,
+    questions: &'a mut mpsc::Receiver<Question>,
+    /// Cancelled when the endpoints have been left.
+    left: &'a CancellationToken,
+    back_in: &'a OnceLock<Duration>,
+}
+
+impl Talk<'_> {
+    /// Follows the control stream until the link is gone, leaving the endpoints at `stop`; after a clock jump, asks
+    /// whether the relay still knows us.
+    async fn run(mut self, control: Control, stop: &CancellationToken) -> End {
+        let Control { mut sender, mut receiver } = control;
+        let mut clock = Clock::new();
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let (mut pinged, mut pending): (Option<Instant>, _) = (None, Pending::default());
+        let mut leaving = false;
+        loop {
+            if leaving && self.endpoints.is_empty() {
+                self.left.cancel();
             }
-            message = receiver.receive::<FromRelay>() => match message {
-                Ok(Some(FromRelay { message: Some(RelayMessage::Released(released)) })) => {
-                    let before = endpoints.len();
-                    endpoints.retain(|name| *name != released.endpoint);
-                    if leaving {
-                        continue;
+            let say = tokio::select! {
+                () = stop.cancelled(), if !leaving => {
+                    leaving = true;
+                    sender.leave();
+                    None
+                }
+                message = receiver.receive::<FromRelay>() => match message {
+                    Ok(Some(FromRelay { message: Some(RelayMessage::Released(released)) })) => {
+                        if let Some(end) = self.released(released, leaving) {
+                            return end;
+                        }
+                        None
                     }
-                    let reason = format!("`{}`: {}", released.endpoint, released.reason);
-                    let event = Event::Released { endpoint: released.endpoint, reason: released.reason };
-                    events.tell(event);
-                    if endpoints.is_empty() && before > 0 {
-                        return End::TakenOver(reason);
+                    Ok(Some(FromRelay { message: Some(RelayMessage::Pong(_)) })) => {
+                        pinged = None;
+                        None
                     }
-                }
-                Ok(Some(FromRelay { message: Some(RelayMessage::Pong(_)) })) => pinged = None,
-                // The relay is stopping: it closes the link when what is in flight is done.
-                Ok(Some(FromRelay { message: Some(RelayMessage::GoAway(goaway)) })) => {
-                    let _ = back_in.set(Duration::from_millis(goaway.reconnect_after_ms.into()));
-                }
-                Ok(Some(_)) => {}
-                Ok(None) => return End::Lost("the relay ended the session".into()),
-                Err(StreamError::Lost(error)) => return lost(&error),
-                Err(error) => return End::Lost(error.to_string()),
-            },
-            _ = ticks.tick() => {
-                events.measured(link.rtt());
-                if pinged.is_some_and(|at| at.elapsed() > PONG_IN) {
-                    return End::Lost("the relay did not answer after the clock had jumped".into());
-                }
-                if clock.jumped() && !leaving {
-                    pinged = Some(Instant::now());
-                    if sender.send(&FromClient::from(ClientMessage::Ping(Ping { number: 1 }))).await.is_err() {
-                        return End::Lost("the relay cannot be reached".into());
+                    // The relay is stopping: it closes the link when what is in flight is done.
+                    Ok(Some(FromRelay { message: Some(RelayMessage::GoAway(goaway)) })) => {
+                        let _ = self.back_in.set(Duration::from_millis(goaway.reconnect_after_ms.into()));
+                        None
                     }
+                    Ok(Some(FromRelay { message: Some(RelayMessage::Backlog(backlog)) })) => self.backlog(backlog),
+                    Ok(Some(FromRelay { message: Some(RelayMessage::DeadLetters(letters)) })) => {
+                        pending.answered(letters);
+                        None
+                    }
+                    Ok(Some(_)) => None,
+                    Ok(None) => return End::Lost("the relay ended the session".into()),
+                    Err(StreamError::Lost(error)) => return lost(&error),
+                    Err(error) => return End::Lost(error.to_string()),
+                },
+                Some(question) = self.questions.recv(), if !leaving => {
+                    pending.ask(question).map(ClientMessage::AskDeadLetters)
                 }
+                _ = ticks.tick() => {
+                    self.events.measured(self.link.rtt());
+                    if pinged.is_some_and(|at| at.elapsed() > PONG_IN) {
+                        return End::Lost("the relay did not answer after the clock had jumped".into());
+                    }
+                    let ask = clock.jumped() && !leaving;
+                    ask.then(|| {
+                        pinged = Some(Instant::now());
+                        ClientMessage::Ping(Ping { number: 1 })
+                    })
+                }
+            };
+            if let Some(say) = say.filter(|_| !leaving)
+                && sender.send(&FromClient::from(say)).await.is_err()
+            {
+                return End::Lost("the relay cannot be reached".into());
             }
         }
+    }
+
+    /// An endpoint is no longer ours; the end, if it was the last.
+    fn released(&mut self, released: Released, leaving: bool) -> Option<End> {
+        let Released { endpoint, reason } = released;
+        let before = self.endpoints.len();
+        self.endpoints.retain(|name| *name != endpoint);
+        if leaving {
+            return None;
+        }
+        let why = format!("`{endpoint}`: {reason}");
+        self.events.tell(Event::Released { endpoint, reason });
+        (self.endpoints.is_empty() && before > 0).then_some(End::TakenOver(why))
+    }
+
+    /// Tells of what this client has not seen, and the relay that it did.
+    fn backlog(&self, backlog: message::Backlog) -> Option<ClientMessage> {
+        let message::Backlog { endpoint, dead_letters: count, missed, missed_since_us, missed_why: why } = backlog;
+        if !self.endpoints.contains(&endpoint) {
+            return None;
+        }
+        let before = self.events.link().dead_letters.get(&endpoint).copied().unwrap_or(0);
+        if count != before {
+            self.events.tell(Event::DeadLetters { endpoint: endpoint.clone(), count });
+        }
+        let since = i64::try_from(missed_since_us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
+        (missed > 0).then(|| {
+            self.events.tell(Event::Lost { endpoint: endpoint.clone(), count: missed, since, why });
+            ClientMessage::Seen(Seen { endpoint })
+        })
     }
 }

@@ -2,7 +2,7 @@
 // The inspector's HTTP API: its types, and one function a call.
 
 /** @typedef {{ state: 'up' | 'down' | 'connecting', relay: string, transport: string | null, reason: string | null, rtt_ms: number | null }} Session */
-/** @typedef {{ endpoint: string, url: string, more: string[] }} EndpointUrl */
+/** @typedef {{ endpoint: string, url: string, more: string[], dead_letters: number }} EndpointUrl */
 /** @typedef {{ endpoint: string | null, prefix: string, target: string, state: 'up' | 'down' | 'unknown' }} Target */
 /** @typedef {{ count: number, bytes: number, max_count: number, max_age_s: number, max_bytes: number, path: string, problem: string | null, recording: boolean, generation: number }} History */
 /** @typedef {{ version: string, token: string, mode: 'live' | 'stored', session: Session | null, urls: EndpointUrl[], targets: Target[], history: History }} Status */
@@ -77,6 +77,8 @@
 /** @typedef {{ op: 'same' | 'remove' | 'add' | 'gap', line: string }} LineChange */
 /** @typedef {{ name: string, kind: 'fields' | 'json' | 'text' | 'bytes', changes: (FieldChange | LineChange)[], ignored: string[] }} Section */
 /** @typedef {{ a: Summary, b: Summary, same: boolean, sections: Section[] }} Diff */
+/** @typedef {{ id: string, method: string, path: string, received_at: string, dead_since: string, attempts: number, last: string | null, bytes: number, listener: string | null }} DeadLetter */
+/** @typedef {{ endpoint: string, total: number, retried: number, letters: DeadLetter[] }} DeadLetters the newest, of `total` */
 /** @typedef {{ method?: string, path?: string, headers?: { name: string, value: string }[], body?: { text: string } | { base64: string }, target?: string, resign?: boolean }} Replay */
 
 /** What the server said no with; `at` and `length` say where in a filter. */
@@ -122,6 +124,12 @@ export const pinExchange = (id, pinned) => json('PUT', `${exchangePath(id)}/pin`
 
 /** @param {string} id @param {Replay} replay @returns {Promise<Detail>} */
 export const replayExchange = (id, replay) => json('POST', `${exchangePath(id)}/replay`, replay);
+
+/** @returns {Promise<{ endpoints: DeadLetters[] }>} */
+export const getDeadLetters = () => json('GET', '/api/dead-letters');
+
+/** @param {string} endpoint @param {{ ids: string[] } | { all: true }} which @returns {Promise<DeadLetters>} those that are left */
+export const retryDeadLetters = (endpoint, which) => json('POST', '/api/dead-letters/retry', { endpoint, ...which });
 
 /** @param {string} a @param {string} b @returns {Promise<Diff>} */
 export const getDiff = (a, b) => json('GET', `/api/diff?${query({ a, b })}`);

@@ -1,6 +1,7 @@
 // @ts-check
 // Starts the page and holds what belongs to all of it: which exchange is open, the URL, the keys.
 
+import { deadLetters } from './dead.js';
 import { DetailPane } from './detail.js';
 import { byId, fill, setText } from './dom.js';
 import { emptyView } from './empty.js';
@@ -61,6 +62,7 @@ const timeline = new Timeline({
   },
 });
 toolbar({ exchanges });
+deadLetters({ exchanges });
 splitter(byId('splitter'), byId('main'));
 
 exchanges.addEventListener('rows', () => {

@@ -17,7 +17,7 @@ export const KEYS = [
 /** @type {Record<string, string[]>} */
 const VALUES = {
   'status:': ['2xx', '3xx', '4xx', '5xx', 'err'],
-  'is:': ['failed', 'replay', 'edited', 'pinned', 'pending', 'duplicate', 'resigned'],
+  'is:': ['failed', 'replay', 'edited', 'pinned', 'pending', 'duplicate', 'resigned', 'queued'],
   'sig:': ['ok', 'bad', 'none'],
   'latency:': ['>200ms', '>1s', '>5s', '<50ms'],
   'since:': ['5m', '15m', '1h', '24h', '7d'],
