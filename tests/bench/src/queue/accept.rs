@@ -21,6 +21,8 @@ enum Keeper {
     Tls,
     /// The relay, over plain HTTP.
     Http,
+    /// Nobody: the relay, over TLS, answers 503. What TLS and HTTP let through here, at most.
+    Nobody,
     /// SQLite alone, committing for many.
     Sqlite,
     /// A file, one at a time.
@@ -28,15 +30,19 @@ enum Keeper {
 }
 
 impl Keeper {
-    const ALL: [Self; 4] = [Self::Tls, Self::Http, Self::Sqlite, Self::File];
+    const ALL: [Self; 5] = [Self::Tls, Self::Http, Self::Nobody, Self::Sqlite, Self::File];
 
     /// A round, from an empty store.
     async fn measure(self, setup: &Setup, app: &Target, load: &Load) -> anyhow::Result<Measured> {
-        if let Self::Tls | Self::Http = self {
+        if let Self::Tls | Self::Http | Self::Nobody = self {
             let world = World::start(setup)?;
-            world.leave(world.client(app, &["--no-store"])?).await?;
-            let target = if self == Self::Tls { world.over_tls() } else { world.over_http()? };
-            return load::run_connected(&target, SENDERS, load).await;
+            let (flags, expected): (&[&str], _) = match self {
+                Self::Nobody => (&["--no-store", "--on-offline", "error"], StatusCode::SERVICE_UNAVAILABLE),
+                _ => (&["--no-store"], StatusCode::ACCEPTED),
+            };
+            world.leave(world.client(app, flags)?, expected).await?;
+            let target = if self == Self::Http { world.over_http()? } else { world.over_tls() };
+            return load::run_connected(&target, SENDERS, &Load { expected, ..load.clone() }).await;
         }
         let folder = tempfile::tempdir_in(setup.folder())?;
         match self {
@@ -51,6 +57,7 @@ impl fmt::Display for Keeper {
         match self {
             Self::Tls => write!(f, "hookway, TLS, {SENDERS} senders"),
             Self::Http => write!(f, "hookway, plain HTTP, {SENDERS} senders"),
+            Self::Nobody => write!(f, "hookway, TLS, 503 and nothing kept"),
             Self::Sqlite => write!(f, "SQLite alone, {SENDERS} threads"),
             Self::File => write!(f, "write and fdatasync, one at a time"),
         }
@@ -65,7 +72,7 @@ pub(super) async fn measure(setup: &Setup, time: Duration, rounds: usize) -> any
     println!("|---|---|---|---|---|---|---|---|");
     for kib in KIB {
         let load = Load::new(kib << 10, StatusCode::ACCEPTED, time);
-        let mut all: [Vec<Measured>; 4] = Default::default();
+        let mut all: [Vec<Measured>; 5] = Default::default();
         for round in 0..rounds {
             for at in turns(round, all.len()) {
                 all[at].push(Keeper::ALL[at].measure(setup, &app, &load).await?);
@@ -77,7 +84,7 @@ pub(super) async fn measure(setup: &Setup, time: Duration, rounds: usize) -> any
 }
 
 /// A line for each keeper, in their order.
-fn print(kib: usize, all: &[Vec<Measured>; 4]) {
+fn print(kib: usize, all: &[Vec<Measured>; 5]) {
     let [.., sqlite, file] = all.each_ref().map(|rounds| median(rounds, |m| m.rate));
     for (keeper, rounds) in Keeper::ALL.iter().zip(all) {
         let own = median(rounds, |m| m.rate);

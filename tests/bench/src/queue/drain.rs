@@ -70,7 +70,7 @@ async fn drain(setup: &Setup, other_app: &Target, flags: &[&str], count: usize) 
     let client = world.client(other_app, flags)?;
     tokio::time::sleep(REST).await;
     let (relay_idle, client_idle) = (world.memory()?, resident(client.id())?);
-    world.leave(client).await?;
+    world.leave(client, StatusCode::ACCEPTED).await?;
     let load = Load { count: count - 1, ..Load::new(1024, StatusCode::ACCEPTED, FILLING) };
     let waited = 1 + load::run_connected(&world.over_http()?, SENDERS, &load).await?.count;
     let relay_full = world.memory()?;

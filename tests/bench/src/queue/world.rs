@@ -52,17 +52,17 @@ impl<'a> World<'a> {
         self.setup.client(&self.relay, name, app, more)
     }
 
-    /// Ends the client. When this returns, what is sent waits, and one is the first to do so.
-    pub(super) async fn leave(&self, client: Running) -> anyhow::Result<()> {
+    /// Ends the client. When this returns, what is sent is answered so, and one was the first.
+    pub(super) async fn leave(&self, client: Running, status: StatusCode) -> anyhow::Result<()> {
         client.stop()?;
         let target = self.over_http()?;
-        let one = Load { count: 1, ..Load::new(1024, StatusCode::ACCEPTED, GONE) };
+        let one = Load { count: 1, ..Load::new(1024, status, GONE) };
         let deadline = Instant::now() + GONE;
         loop {
             match load::run_connected(&target, 1, &one).await {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
-                    return Err(error.context("nothing is queued though the client is away"));
+                    return Err(error.context("the client is away, and that is not noticed"));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
