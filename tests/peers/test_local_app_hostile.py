@@ -244,15 +244,15 @@ class Worlds:
     def get(self):
         if self.world is None:
             self.world = World()
-            self.world.bad_app = self.world.app()
-            self.world.bad_app.answer = self.answer
+            app = self.world.bad_app = self.world.app()
+            app.answer = lambda seen, connection: self.answer(app, seen, connection)
             self.world.bad_client = self.world.client(self.world.bad_app, "--timeout", f"{TIMEOUT}s")
         return self.world
 
-    def answer(self, seen, connection):
+    def answer(self, app, seen, connection):
         known = self.answers.get(seen.target)
         if known is None:
-            return self.world.bad_app.echo(seen)
+            return app.echo(seen)
         if isinstance(known.raw, bytes):
             connection.sendall(known.raw)
             # Bytes after the answer stand ready on a connection that would else be used again.

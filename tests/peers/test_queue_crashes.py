@@ -125,11 +125,17 @@ def first_arrivals(app, sender):
     return list(dict.fromkeys(numbers))
 
 
-def all_handed_over(world, senders, app, seconds=60):
+def all_handed_over(world, senders, app, seconds=900 if LONG else 60):
     def is_done():
         return {*senders.kept()} <= {*targets(app)} and not depth(world)
 
-    eventually(is_done, seconds, "everything handed over")
+    try:
+        eventually(is_done, seconds, "everything handed over")
+    except AssertionError as error:
+        missing = sorted({*senders.kept()} - {*targets(app)})[:10]
+        waiting = world.relay.command("queue", "list")
+        dead = world.relay.command("queue", "dead-letters")
+        raise AssertionError(f"seed {SEED}: missing {missing}, waiting {waiting}, dead {dead}") from error
 
 
 def told(figures, rounds):
