@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
 use hookway_relay::config::ConfigError;
-use hookway_relay::store::{self, EndpointRow, Store, TokenRow};
+use hookway_relay::store::{self, EndpointRow, ListenerRow, Store, TokenRow};
 use hookway_relay::{BindError, CertsError, Server};
 use jiff::Timestamp;
 use serde_json::json;
@@ -181,12 +181,12 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
     match command {
         EndpointCommand::List { store } => print_endpoints(&open(&store)?.endpoints().await?, store.json)?,
         EndpointCommand::Show { store, name } => {
-            let mut rows = open(&store)?.endpoints().await?;
-            rows.retain(|row| row.name == name);
-            if rows.is_empty() {
-                return Err(unknown(&name));
-            }
-            print_endpoints(&rows, store.json)?;
+            let opened = open(&store)?;
+            let row = opened.endpoints().await?.into_iter().find(|row| row.name == name);
+            let row = row.ok_or_else(|| unknown(&name))?;
+            let mut listeners = opened.listeners().await?;
+            listeners.retain(|listener| listener.endpoint == row.id && !listener.name.is_empty());
+            print_endpoint(row, &listeners, store.json)?;
         }
         EndpointCommand::Release { store, name } => {
             let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
@@ -207,6 +207,25 @@ fn print_endpoints(rows: &[EndpointRow], json: bool) -> anyhow::Result<()> {
     print_rows(rows, json, "NAME                      OWNER             LAST SEEN", |row| {
         format!("{:<24}  {:<16}  {:.0}", row.name, row.owner, row.last_seen_at)
     })
+}
+
+/// With those that each get a copy.
+fn print_endpoint(row: EndpointRow, listeners: &[ListenerRow], json: bool) -> anyhow::Result<()> {
+    if json {
+        let listener = |listener: &ListenerRow| json!({"name": listener.name, "last_seen_at": listener.seen_at, "missed": listener.missed.count});
+        let mut shown = serde_json::to_value(row)?;
+        shown["listeners"] = listeners.iter().map(listener).collect();
+        say!("{shown}");
+        return Ok(());
+    }
+    print_endpoints(&[row], false)?;
+    if !listeners.is_empty() {
+        say!("\nLISTENER                          LAST SEEN               MISSED");
+    }
+    for ListenerRow { name, seen_at, missed, .. } in listeners {
+        say!("{name:<32}  {seen_at:.0}  {:>8}", missed.count);
+    }
+    Ok(())
 }
 
 fn print_rows<T: serde::Serialize>(

@@ -287,7 +287,7 @@ def test_what_waited_for_its_app_is_one_exchange_with_all_its_attempts(desk):
     assert shown["request"]["body"]["text"] == "event"
     assert len(desk.list()) == 1
     line = good(desk.run("requests")).text
-    assert "queued 0 s" in line and "ERR" not in line
+    assert "queued" in line and "ERR" not in line
 
 
 def test_what_came_while_nobody_was_there_is_kept_with_its_time(desk, app):

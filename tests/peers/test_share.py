@@ -39,7 +39,7 @@ from test_queue_crashes import small_disk as small_disk  # a fixture
 from test_queue_kept import on_disk
 from test_semantics import SleepingApp
 
-from world import DOMAIN, HOOKWAY, LONG, Client, Program, eventually, request
+from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, LONG, Client, Program, eventually, request, run
 
 BALANCE, COPY = ("--share", "balance"), ("--share", "copy")
 NO_ID = "req_01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -948,6 +948,16 @@ def test_copies_are_for_their_name_also_without_copies(new_world):
     all_have([second], ["/one", "/two"])
     nothing_waits(world)
     assert len(first.seen) == len(second.seen) == 2
+
+
+def test_the_operator_sees_who_listens(new_world, tmp_path):
+    world = new_world()
+    known(world, "billing", "second", "first")
+    (shown,) = world.relay.command("endpoint", "show", "billing")
+    assert [one["name"] for one in shown["listeners"]] == ["first", "second"]
+    assert all(one["missed"] == 0 and one["last_seen_at"] > shown["created_at"] for one in shown["listeners"])
+    done = run(HOOKWAY_RELAY, "endpoint", "show", "billing", "--data-dir", world.relay.data, folder=tmp_path)
+    assert "LISTENER" in done.stdout and "second" in done.stdout
 
 
 def test_a_dead_letter_of_one_who_does_not_come_is_for_whoever_does(new_world):

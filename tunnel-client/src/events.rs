@@ -155,7 +155,7 @@ pub enum Event {
         /// So many.
         count: u64,
     },
-    /// Deliveries never reached this client, nor could the relay keep them: their senders were told that.
+    /// Deliveries never reached this client, nor could the relay keep them for it.
     Lost {
         /// The endpoint.
         endpoint: String,

@@ -44,7 +44,7 @@ pub use client::{Client, InvalidOptions, Options};
 pub use events::Event;
 pub use exchange::{Delivered, Outcome, Verdict, Webhook};
 pub use forwarder::{HostHeader, Route, Settings as ForwardSettings};
-pub use hookway_protocol::message::Rule;
+pub use hookway_protocol::message::{Rule, Share};
 pub use signature::{InvalidSecret, InvalidVerify, Secret, Verified};
 pub use target::{InvalidTarget, Target};
 pub use tunnel::{Backlog, ConnectError, RelayAddress, Welcomed};

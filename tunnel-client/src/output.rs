@@ -261,9 +261,7 @@ impl Output {
             1 => "1 delivery never came".to_owned(),
             many => format!("{many} deliveries never came"),
         };
-        self.warn(&format!(
-            "{endpoint}: {what}{since}, and could not be kept ({why}); the senders were told, and may send again"
-        ));
+        self.warn(&format!("{endpoint}: {what}{since}, and could not be kept for this client ({why})"));
     }
 
     fn title(self, banner: &Banner) {
@@ -409,7 +407,8 @@ fn tags(delivered: &Delivered) -> Vec<String> {
         tags.push(format!("duplicate of {}", shortest_id(original)));
     }
     if let Some(queued) = delivered.queued {
-        tags.push(format!("queued {}", shown_wait(queued)));
+        let is_short = queued < Duration::from_secs(1);
+        tags.push(if is_short { "queued".to_owned() } else { format!("queued {}", shown_wait(queued)) });
     }
     if delivered.attempt > 1 && delivered.replay_of.is_none() {
         tags.push(format!("attempt {}", delivered.attempt));
