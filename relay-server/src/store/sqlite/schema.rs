@@ -1,0 +1,141 @@
+//! The tables, and how those of earlier versions become these.
+
+use rusqlite::Connection;
+
+use crate::store::StoreError;
+
+/// What each version of the schema adds to the one before.
+const MIGRATIONS: [&str; 3] = [
+    "
+    CREATE TABLE token (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE, endpoints TEXT NOT NULL,
+        created_at TEXT NOT NULL, expires_at TEXT, revoked_at TEXT
+    ) STRICT;
+    CREATE TABLE endpoint (
+        name TEXT PRIMARY KEY, owner TEXT NOT NULL, created_at TEXT NOT NULL, last_seen_at TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE reset_key (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL) STRICT;
+",
+    // Numbers are never given twice: an endpoint's, for another may have its name; a delivery's, for the relay knows
+    // it by that.
+    "
+    CREATE TABLE numbered (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, created_at TEXT NOT NULL,
+        last_seen_at TEXT NOT NULL, rules BLOB NOT NULL
+    ) STRICT;
+    INSERT INTO numbered (name, owner, created_at, last_seen_at, rules)
+        SELECT name, owner, created_at, last_seen_at, x'' FROM endpoint;
+    DROP TABLE endpoint;
+    ALTER TABLE numbered RENAME TO endpoint;
+    CREATE TABLE delivery (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, endpoint INTEGER NOT NULL, name TEXT NOT NULL,
+        received_at INTEGER NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL, bytes INTEGER NOT NULL,
+        attempts INTEGER NOT NULL, handed INTEGER NOT NULL, last TEXT NOT NULL, since INTEGER NOT NULL,
+        dead_since INTEGER
+    ) STRICT;
+    CREATE INDEX dead ON delivery (dead_since) WHERE dead_since IS NOT NULL;
+    CREATE TABLE payload (seq INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL, trailers BLOB NOT NULL)
+        STRICT;
+",
+    "
+    CREATE TABLE listener (
+        endpoint INTEGER NOT NULL, name TEXT NOT NULL, rules BLOB NOT NULL, seen_at INTEGER NOT NULL,
+        missed INTEGER NOT NULL, missed_since INTEGER, missed_why TEXT NOT NULL, PRIMARY KEY (endpoint, name)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO listener SELECT id, '', rules, 0, 0, NULL, '' FROM endpoint;
+    ALTER TABLE endpoint DROP COLUMN rules;
+    ALTER TABLE delivery ADD COLUMN listener TEXT NOT NULL DEFAULT '';
+    CREATE INDEX dead_of ON delivery (endpoint, dead_since) WHERE dead_since IS NOT NULL;
+",
+];
+/// Pages of the log before they are moved into the file: moving them costs two more waits for the disk.
+const CHECKPOINT_PAGES: u32 = 8192;
+
+/// Sets the connection up, and adds to an earlier version what it lacks.
+pub(super) fn prepare(db: &mut Connection) -> Result<(), StoreError> {
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let version: i64 = change.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let Some(missing) = usize::try_from(version).ok().and_then(|version| MIGRATIONS.get(version..)) else {
+        return Err(StoreError::Newer(version));
+    };
+    for migration in missing {
+        change.execute_batch(migration)?;
+    }
+    change.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    Ok(change.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Database, path};
+    use super::*;
+    use crate::store::{EndpointId, Missed, Store};
+
+    #[test]
+    fn a_newer_store_is_left_alone() {
+        let place = tempfile::tempdir().expect("a folder");
+        drop(Database::open(place.path()).expect("a store"));
+        let file = path(place.path());
+        let db = Connection::open(&file).expect("the file");
+        db.pragma_update(None, "user_version", 99).expect("a pragma");
+        assert!(matches!(Database::open(place.path()), Err(StoreError::Newer(99))));
+    }
+
+    /// A store of the first version: its endpoints stay, and get a number.
+    #[tokio::test]
+    async fn an_older_store_is_taken_over() {
+        let place = tempfile::tempdir().expect("a folder");
+        let db = Connection::open(path(place.path())).expect("a file");
+        db.execute_batch(
+            "CREATE TABLE token (id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
+                 endpoints TEXT NOT NULL, created_at TEXT NOT NULL, expires_at TEXT, revoked_at TEXT) STRICT;
+             CREATE TABLE endpoint (name TEXT PRIMARY KEY, owner TEXT NOT NULL, created_at TEXT NOT NULL,
+                 last_seen_at TEXT NOT NULL) STRICT;
+             CREATE TABLE reset_key (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL) STRICT;
+             INSERT INTO endpoint VALUES
+                 ('a', 'ann', '2026-01-01T00:00:00Z', '2026-01-02T00:00:00Z'),
+                 ('b', 'bob', '2026-01-01T00:00:00Z', '2026-01-02T00:00:00Z');
+             PRAGMA user_version = 1",
+        )
+        .expect("the first version");
+        drop(db);
+        let store = Database::open(place.path()).expect("a store");
+        let rows = store.endpoints().await.expect("endpoints");
+        let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.owner.as_str())).collect();
+        assert_eq!(seen, [("a", "ann"), ("b", "bob")]);
+        assert_ne!(rows[0].id, rows[1].id);
+        let listeners = store.listeners().await.expect("listeners");
+        let of: Vec<_> = listeners.iter().map(|row| (row.endpoint, row.name.as_str())).collect();
+        assert_eq!(of, rows.iter().map(|row| (row.id, "")).collect::<Vec<_>>());
+    }
+
+    /// A store of the second version, with a queue: what its client asked for stays, and what waits.
+    #[tokio::test]
+    async fn a_queue_of_the_second_version_is_taken_over() {
+        let place = tempfile::tempdir().expect("a folder");
+        let db = Connection::open(path(place.path())).expect("a file");
+        db.execute_batch(MIGRATIONS[0]).expect("the first version");
+        db.execute_batch(MIGRATIONS[1]).expect("the second version");
+        db.execute_batch(
+            "INSERT INTO endpoint VALUES (7, 'a', 'ann', '2026-01-01T00:00:00Z', '2026-01-02T00:00:00Z', x'0102');
+             INSERT INTO delivery VALUES (3, zeroblob(16), 7, 'a', 1, 'POST', '/hook', 5, 2, 1, 'why', 4, NULL);
+             INSERT INTO payload VALUES (3, x'01', x'02', x'');
+             PRAGMA user_version = 2",
+        )
+        .expect("a delivery");
+        drop(db);
+        let store = Database::open(place.path()).expect("a store");
+        let listener = store.listeners().await.expect("listeners").pop().expect("one");
+        assert_eq!((listener.endpoint, listener.name, listener.rules), (EndpointId(7), String::new(), vec![1, 2]));
+        assert_eq!(listener.missed, Missed::default());
+        let row = store.deliveries().await.expect("deliveries").pop().expect("one");
+        assert_eq!(
+            (row.seq, row.delivery.listener.as_str(), row.delivery.attempts, row.last.as_str()),
+            (3, "", 2, "why")
+        );
+        assert_eq!(store.payload(3).await.expect("read").expect("kept").body, "\u{2}");
+    }
+}
