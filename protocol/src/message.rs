@@ -72,7 +72,7 @@ pub struct Queueing {
     /// What becomes of other clients of the same endpoint.
     #[prost(enumeration = "Share", tag = "4")]
     pub share: i32,
-    /// Names the client among those that share; [`MAX_LISTENER`] bytes at most, printable ASCII.
+    /// Names the client: copies are kept under it; [`MAX_LISTENER`] bytes at most, printable ASCII.
     #[prost(string, tag = "5")]
     pub listener: String,
 }

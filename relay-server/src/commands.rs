@@ -212,7 +212,10 @@ fn print_endpoints(rows: &[EndpointRow], json: bool) -> anyhow::Result<()> {
 /// With those that each get a copy.
 fn print_endpoint(row: EndpointRow, listeners: &[ListenerRow], json: bool) -> anyhow::Result<()> {
     if json {
-        let listener = |listener: &ListenerRow| json!({"name": listener.name, "last_seen_at": listener.seen_at, "missed": listener.missed.count});
+        let listener = |ListenerRow { name, seen_at, missed, .. }: &ListenerRow| {
+            let missed = missed.count;
+            json!({"name": name, "last_seen_at": seen_at, "missed": missed})
+        };
         let mut shown = serde_json::to_value(row)?;
         shown["listeners"] = listeners.iter().map(listener).collect();
         say!("{shown}");

@@ -23,7 +23,6 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub(crate) use backlog::{Depth, Outcome};
-pub(crate) use kept::cut;
 pub(crate) use listeners::MAX_LISTENERS;
 pub(crate) use waiting::{Attached, Waiting};
 
@@ -41,7 +40,7 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 const SEEN_PER_RETENTION: u32 = 24;
 
 /// As much is noted of what came of an attempt, in bytes.
-pub(crate) const MAX_LAST: usize = 200;
+const MAX_LAST: usize = 200;
 
 /// With less room than this the disk counts as full whatever part of it that is: the store's log needs some, too.
 const MIN_FREE: u64 = 8 << 20;
@@ -454,7 +453,7 @@ impl Drop for Taken {
 }
 
 /// What came of a delivery, as it is noted: a client may say a lot.
-fn short(text: &str) -> String {
+pub(crate) fn short(text: &str) -> String {
     kept::cut(text, MAX_LAST).to_owned()
 }
 

@@ -26,8 +26,10 @@ pub(crate) async fn deliver(
     let answering = endpoint.answering().or_else(|| others.first().cloned());
     let waiting = answering.unwrap_or_else(|| endpoint.waiting.clone());
     let path = delivery.head.target.path();
-    others.retain(|other| !Arc::ptr_eq(other, &waiting));
     others.retain(|other| {
+        if Arc::ptr_eq(other, &waiting) {
+            return false;
+        }
         let is_refused = other.rule(path).refuse_offline && !other.is_attached();
         if is_refused {
             other.miss(&Undelivered::Away);

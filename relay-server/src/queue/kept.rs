@@ -87,7 +87,7 @@ fn row(waiting: &Waiting, head: &RequestHead) -> NewDelivery {
 }
 
 /// The beginning of a text, of so many bytes at most.
-pub(crate) fn cut(text: &str, most: usize) -> &str {
+pub(super) fn cut(text: &str, most: usize) -> &str {
     let end = (0..=text.len().min(most)).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }

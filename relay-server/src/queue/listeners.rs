@@ -42,8 +42,12 @@ impl Queue {
             known.seen();
             return Some(known.clone());
         }
+        // Beside the endpoint's own.
+        if of_endpoint.len() > MAX_LISTENERS {
+            return None;
+        }
         let waiting = Arc::new(Waiting::new(own.id, &own.name, name, self.rooms.another(&own.room)));
-        (of_endpoint.len() <= MAX_LISTENERS).then(|| of_endpoint.push(waiting.clone()))?;
+        of_endpoint.push(waiting.clone());
         Some(waiting)
     }
 

@@ -62,11 +62,10 @@ pub(super) async fn drain(
                 let token = shutdown.work.token();
                 out.push(async move {
                     let _token = token;
-                    let path = handed.delivery.head.target.path().to_owned();
-                    hand_over(session, handed).await.then_some(path)
+                    hand_over(session, handed).await
                 });
             }
-            Some(app_is_away) = out.next() => match app_is_away.filter(|_| endpoint.is_shared(waiting)) {
+            Some(away) = out.next() => match away.filter(|_| endpoint.is_shared(waiting)) {
                 None => (others_first, pause) = (None, OTHERS_FIRST),
                 Some(path) => {
                     others_first = Some(Instant::now() + pause);
@@ -83,8 +82,8 @@ pub(super) async fn drain(
     while out.next().await.is_some() {}
 }
 
-/// Says whether the app was away.
-async fn hand_over(session: &Arc<Session>, mut handed: Handed) -> bool {
+/// Gives the path back if the app behind it was away.
+async fn hand_over(session: &Arc<Session>, mut handed: Handed) -> Option<String> {
     handed.begin();
     let outcome = match session.forward(&mut handed.delivery).await {
         Ok(Reply::App(status, headers, body)) => {
@@ -109,9 +108,9 @@ async fn hand_over(session: &Arc<Session>, mut handed: Handed) -> bool {
         Err(error @ Undelivered::TimedOut) => Outcome::Failed(error.to_string()),
         Err(error) => Outcome::Lost(error.to_string()),
     };
-    let app_is_away = matches!(outcome, Outcome::AppAway(_));
+    let away = matches!(outcome, Outcome::AppAway(_)).then(|| handed.delivery.head.target.path().to_owned());
     handed.settle(outcome);
-    app_is_away
+    away
 }
 
 async fn read_out(mut body: ReplyBody) {

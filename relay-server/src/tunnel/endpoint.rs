@@ -218,9 +218,9 @@ impl Tunnel {
             .collect();
         // What waits is handed over while it talks.
         let drains = async {
-            let drain =
-                |(endpoint, waiting, over)| drain(&self.queue, endpoint, waiting, session, over, &self.shutdown);
-            let all = served.iter().map(|(endpoint, waiting, over)| drain((endpoint, waiting, over)));
+            let all = served
+                .iter()
+                .map(|(endpoint, waiting, over)| drain(&self.queue, endpoint, waiting, session, over, &self.shutdown));
             futures_util::future::join_all(all).await;
             std::future::pending::<std::convert::Infallible>().await
         };

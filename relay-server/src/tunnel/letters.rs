@@ -9,7 +9,7 @@ use hookway_protocol::message::{AskDeadLetters, Backlog, DeadLetter, DeadLetters
 use jiff::Timestamp;
 
 use super::registry::Claim;
-use crate::queue::{MAX_LAST, Queue, Waiting, cut};
+use crate::queue::{self, Queue, Waiting};
 use crate::store::{Missed, QueuedRow, StoreError};
 
 /// The newest are told, so many: with paths and reasons of the longest they fit into a message.
@@ -117,7 +117,7 @@ fn letter(row: QueuedRow) -> DeadLetter {
         method: delivery.method,
         path: delivery.path,
         attempts: delivery.attempts,
-        last: cut(&last, MAX_LAST).to_owned(),
+        last: queue::short(&last),
         bytes: delivery.bytes,
         listener: delivery.listener,
     }
