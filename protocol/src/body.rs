@@ -43,7 +43,7 @@ pub async fn send<B: Body<Data = Bytes>>(
     mut out: BytesMut,
     body: B,
 ) -> Result<(), Unsent<B::Error>> {
-    let (mut body, mut stopped) = (pin!(body), pin!(sender.stopped()));
+    let mut body = pin!(body);
     let (mut pieces, mut gathered, mut begun) = (Vec::new(), 0, false);
     loop {
         let next = match poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await {
@@ -58,7 +58,7 @@ pub async fn send<B: Body<Data = Bytes>>(
                 tokio::select! {
                     biased;
                     next = poll_fn(|cx| body.as_mut().poll_frame(cx)) => next,
-                    () = &mut stopped => return Err(Unsent::Stream(StreamError::Aborted)),
+                    () = sender.stopped() => return Err(Unsent::Stream(StreamError::Aborted)),
                 }
             }
         };

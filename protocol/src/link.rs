@@ -1,24 +1,29 @@
-//! The link between a relay and a client: its streams, and how they are tuned. Only this module, the relay's
-//! `tunnel/endpoint.rs` and the client's `tunnel/dial.rs` know that it is QUIC.
+//! The link between a relay and a client: QUIC, or HTTP/2 over TLS where UDP does not get through. Only this module,
+//! the relay's `tunnel/endpoint.rs` and the client's `tunnel/dial.rs` know which.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+mod control;
+mod h2;
+mod quic;
+mod stream;
+
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use prost::Message;
-use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, TransportConfig, VarInt, WriteError};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_util::sync::CancellationToken;
+use quinn::{Connection, ConnectionError};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::frame::{self, Decoder, Frame, FrameError};
+pub use control::{Control, ControlReceiver, ControlSender};
+pub use quic::transport;
+pub use stream::{Receiver, Sender, Stream};
+
+use crate::frame::FrameError;
 use crate::head::HeadError;
-use crate::message::MAX_MESSAGE;
 
-/// The protocol's name in the TLS handshake (RFC 7301).
+/// The protocol's name in QUIC's handshake (RFC 7301).
 pub const ALPN: &[u8] = b"hookway/1";
+/// Its name in the handshake of TLS over TCP.
+pub const ALPN_H2: &[u8] = b"hookway-h2/1";
 
 /// The link counts as dead when nothing was heard for this long. QUIC counts from the last keep-alive sent (RFC 9000
 /// §10.1), so that a loss is noticed within the sum of the two: under 6 s.
@@ -36,36 +41,14 @@ pub const TAKEN_IN: Duration = Duration::from_secs(600);
 pub const HALF_OPEN: Duration = Duration::from_secs(10);
 /// Streams a client allows at first; a connection's idle memory follows this number.
 pub const FIRST_STREAMS: u32 = 16;
-/// A read takes at least and at most this much room; it grows while reads fill it.
-const READ_SIZE: std::ops::RangeInclusive<usize> = 4 << 10..=64 << 10;
 
 /// Which side of the link this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// Accepts connections and opens the streams of exchanges.
     Relay,
-    /// Dials, opens the control stream and accepts the others.
+    /// Dials, says hello and accepts the streams of exchanges.
     Client,
-}
-
-/// How a side tunes its QUIC transport.
-#[must_use]
-pub fn transport(side: Side) -> Arc<TransportConfig> {
-    let mut transport = TransportConfig::default();
-    let streams = match side {
-        Side::Relay => 1, // the control stream
-        Side::Client => FIRST_STREAMS,
-    };
-    transport
-        .max_concurrent_bidi_streams(streams.into())
-        .max_concurrent_uni_streams(0u32.into())
-        .datagram_receive_buffer_size(None)
-        .stream_receive_window(STREAM_WINDOW.into())
-        .receive_window(LINK_WINDOW.into())
-        .send_window(LINK_WINDOW.into())
-        .max_idle_timeout(Some(DEAD_AFTER.try_into().expect("4 s fit a varint")))
-        .keep_alive_interval(Some(KEEP_ALIVE));
-    Arc::new(transport)
 }
 
 /// Why a link is gone.
@@ -80,7 +63,7 @@ pub enum LinkError {
     /// This side closed it.
     #[error("closed")]
     ClosedHere,
-    /// The other side broke QUIC's rules, or restarted.
+    /// The other side broke the transport's rules, or restarted.
     #[error("{0}")]
     Broken(String),
 }
@@ -90,12 +73,20 @@ impl From<ConnectionError> for LinkError {
         match error {
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::LocallyClosed => Self::ClosedHere,
-            ConnectionError::ApplicationClosed(close) => {
-                // It goes into logs: a line of it stays one.
-                Self::Closed(String::from_utf8_lossy(&close.reason).escape_debug().to_string())
-            }
-            error => Self::Broken(error.to_string().escape_debug().to_string()),
+            ConnectionError::ApplicationClosed(close) => Self::closed(&close.reason),
+            error => Self::broken(&error),
         }
+    }
+}
+
+impl LinkError {
+    fn closed(reason: &[u8]) -> Self {
+        // It goes into logs: a line of it stays one.
+        Self::Closed(String::from_utf8_lossy(reason).escape_debug().to_string())
+    }
+
+    fn broken(error: &impl ToString) -> Self {
+        Self::Broken(error.to_string().escape_debug().to_string())
     }
 }
 
@@ -105,6 +96,9 @@ pub enum StreamError {
     /// The link under it is gone.
     #[error("the link was lost: {0}")]
     Lost(#[source] LinkError),
+    /// The link is closing, and the other side has not looked at the stream at all.
+    #[error("the link was closing: {0}")]
+    Untaken(#[source] LinkError),
     /// The other side gave the exchange up.
     #[error("the other side aborted the exchange")]
     Aborted,
@@ -125,83 +119,146 @@ impl From<HeadError> for StreamError {
     }
 }
 
-impl From<ReadError> for StreamError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::ConnectionLost(error) => Self::Lost(error.into()),
-            _ => Self::Aborted,
+/// What carries a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// QUIC, over UDP.
+    Quic,
+    /// HTTP/2 over TLS, over TCP.
+    H2,
+}
+
+impl Transport {
+    /// Its name: `quic` or `h2`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::H2 => "h2",
         }
     }
 }
 
-impl From<WriteError> for StreamError {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::ConnectionLost(error) => Self::Lost(error.into()),
-            _ => Self::Aborted,
-        }
-    }
-}
-
-/// One connected peer. Cheap to clone.
+/// One connected peer. Cheap to clone; when all clones are dropped it is closed.
 #[derive(Clone, Debug)]
-pub struct Link(Connection);
+pub struct Link(Over);
+
+#[derive(Clone, Debug)]
+enum Over {
+    Quic(Connection, Side),
+    H2(h2::H2),
+}
 
 impl Link {
     /// The link over this QUIC connection.
     #[must_use]
-    pub const fn quic(connection: Connection) -> Self {
-        Self(connection)
+    pub const fn quic(side: Side, connection: Connection) -> Self {
+        Self(Over::Quic(connection, side))
     }
 
-    /// What carries the link, for people: `quic`.
+    /// The link over this TLS connection, which speaks [`ALPN_H2`]. It runs in a task of its own.
+    ///
+    /// # Errors
+    /// The other side does not speak HTTP/2.
+    pub async fn h2(
+        side: Side,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        remote: SocketAddr,
+    ) -> io::Result<Self> {
+        Ok(Self(Over::H2(h2::H2::start(side, io, remote).await?)))
+    }
+
+    /// What carries it.
     #[must_use]
-    pub const fn transport(&self) -> &'static str {
-        "quic"
+    pub const fn transport(&self) -> Transport {
+        match self.0 {
+            Over::Quic(..) => Transport::Quic,
+            Over::H2(_) => Transport::H2,
+        }
     }
 
     /// What a round trip takes at present.
     #[must_use]
     pub fn rtt(&self) -> Duration {
-        self.0.rtt()
+        match &self.0 {
+            Over::Quic(connection, _) => connection.rtt(),
+            Over::H2(link) => link.rtt(),
+        }
     }
 
     /// Grows with everything that is heard from the other side.
     #[must_use]
     pub fn heard(&self) -> u64 {
-        self.0.stats().udp_rx.datagrams
+        match &self.0 {
+            Over::Quic(connection, _) => connection.stats().udp_rx.datagrams,
+            Over::H2(link) => link.heard(),
+        }
     }
 
-    /// Opens a stream, waiting while the other side allows no more.
+    /// The control stream: the first of the link. Whichever side opens it, the client speaks first.
+    ///
+    /// # Errors
+    /// The link is gone.
+    pub async fn control(&self) -> Result<Control, LinkError> {
+        Ok(Control::from(match &self.0 {
+            Over::Quic(connection, Side::Client) => Stream::from(connection.open_bi().await?),
+            Over::Quic(connection, Side::Relay) => Stream::from(connection.accept_bi().await?),
+            Over::H2(link) => link.control().await?,
+        }))
+    }
+
+    /// Opens a stream for exchanges, as the relay, waiting while the client allows no more.
     ///
     /// # Errors
     /// The link is gone.
     pub async fn open(&self) -> Result<Stream, LinkError> {
-        Ok(self.0.open_bi().await?.into())
+        match &self.0 {
+            Over::Quic(connection, _) => Ok(connection.open_bi().await?.into()),
+            Over::H2(link) => link.open(),
+        }
     }
 
-    /// The next stream that the other side opens.
+    /// The next stream that the relay opens.
     ///
     /// # Errors
     /// The link is gone.
     pub async fn accept(&self) -> Result<Stream, LinkError> {
-        Ok(self.0.accept_bi().await?.into())
+        match &self.0 {
+            Over::Quic(connection, _) => Ok(connection.accept_bi().await?.into()),
+            Over::H2(link) => link.accept().await,
+        }
     }
 
-    /// Lets the other side have this many streams open at once.
+    /// Lets the other side have this many streams open at once. Over HTTP/2 it always may have [`h2::MAX_STREAMS`]: an
+    /// unused one costs nothing there.
     pub fn allow_streams(&self, count: u32) {
-        self.0.set_max_concurrent_bi_streams(count.into());
+        if let Over::Quic(connection, _) = &self.0 {
+            connection.set_max_concurrent_bi_streams(count.into());
+        }
     }
 
-    /// The other side's address; it changes when a client moves between networks.
+    /// The other side's address; over QUIC it changes when a client moves between networks.
     #[must_use]
-    pub fn remote(&self) -> std::net::SocketAddr {
-        self.0.remote_address()
+    pub fn remote(&self) -> SocketAddr {
+        match &self.0 {
+            Over::Quic(connection, _) => connection.remote_address(),
+            Over::H2(link) => link.remote(),
+        }
     }
 
     /// Waits until the link is gone and says why.
     pub async fn closed(&self) -> LinkError {
-        self.0.closed().await.into()
+        match &self.0 {
+            Over::Quic(connection, _) => connection.closed().await.into(),
+            Over::H2(link) => link.closed().await,
+        }
+    }
+
+    /// After a close, waits until what was sent before has left, for a bounded time. Over QUIC it has, or never will.
+    pub async fn flushed(&self) {
+        if let Over::H2(link) = &self.0 {
+            link.flushed().await;
+        }
     }
 
     /// Closes the link when the guard is dropped, also by a task that is aborted.
@@ -211,7 +268,10 @@ impl Link {
 
     /// Closes the link at once, with a reason for the other side's log.
     pub fn close(&self, reason: &str) {
-        self.0.close(VarInt::from_u32(0), reason.as_bytes());
+        match &self.0 {
+            Over::Quic(connection, _) => connection.close(0u32.into(), reason.as_bytes()),
+            Over::H2(link) => link.close(reason),
+        }
     }
 }
 
@@ -236,272 +296,4 @@ impl Drop for CloseOnDrop {
             link.close(self.reason);
         }
     }
-}
-
-/// Both directions of one stream.
-#[derive(Debug)]
-pub struct Stream {
-    /// What we send.
-    pub sender: Sender,
-    /// What we are sent.
-    pub receiver: Receiver,
-}
-
-impl From<(SendStream, RecvStream)> for Stream {
-    fn from((send, recv): (SendStream, RecvStream)) -> Self {
-        let receiver =
-            Receiver { recv, buffer: BytesMut::new(), decoder: Decoder::default(), room: *READ_SIZE.start() };
-        Self { sender: Sender(send), receiver }
-    }
-}
-
-impl Stream {
-    /// Carries the bytes of an upgraded connection both ways until both have ended, or one has and the other has been
-    /// silent for [`HALF_OPEN`].
-    pub async fn join(self, connection: impl AsyncRead + AsyncWrite) {
-        let (mut read, mut write) = tokio::io::split(connection);
-        let Self { mut sender, mut receiver } = self;
-        let (no_more_in, no_more_out) = (CancellationToken::new(), CancellationToken::new());
-        let inwards = async {
-            let _ended = no_more_in.clone().drop_guard();
-            loop {
-                let frame = tokio::select! {
-                    frame = receiver.frame() => frame,
-                    () = silence(&no_more_out) => break,
-                };
-                let Ok(Some(Frame::Data(data))) = frame else { break };
-                if write.write_all(&data).await.is_err() || write.flush().await.is_err() {
-                    break;
-                }
-            }
-            // What the other side no longer sends, this connection no longer gets.
-            let _ = write.shutdown().await;
-        };
-        let outwards = async {
-            let _ended = no_more_out.clone().drop_guard();
-            let mut stopped = pin!(sender.stopped());
-            let mut buffer = BytesMut::new();
-            loop {
-                buffer.reserve(16 << 10);
-                let count = tokio::select! {
-                    count = read.read_buf(&mut buffer) => count,
-                    () = &mut stopped => break,
-                    () = silence(&no_more_in) => break,
-                };
-                let Ok(count @ 1..) = count else { break };
-                let mut start = BytesMut::with_capacity(16);
-                frame::put_data_start(&mut start, count);
-                if sender.send(&mut [start.freeze(), buffer.split().freeze()]).await.is_err() {
-                    break;
-                }
-            }
-            let end = async {
-                let _ = sender.send(&mut [Bytes::from_static(frame::END)]).await;
-                sender.finish_and_wait().await;
-            };
-            let _ = tokio::time::timeout(HALF_OPEN, end).await;
-        };
-        tokio::join!(inwards, outwards);
-    }
-}
-
-/// Ends [`HALF_OPEN`] after `ended`.
-async fn silence(ended: &CancellationToken) {
-    ended.cancelled().await;
-    tokio::time::sleep(HALF_OPEN).await;
-}
-
-/// The sending half. Dropped before `END`, it aborts the exchange.
-#[derive(Debug)]
-pub struct Sender(SendStream);
-
-impl Sender {
-    /// Sends the pieces in order as one write, waiting for the other side's window.
-    ///
-    /// # Errors
-    /// The exchange was aborted or the link lost, or the other side did not take them within [`TAKEN_IN`].
-    pub async fn send(&mut self, pieces: &mut [Bytes]) -> Result<(), StreamError> {
-        // quinn does not always wake a write that waits for the link's window when its stream is stopped.
-        let stopped = self.stopped();
-        tokio::select! {
-            biased;
-            sent = self.0.write_all_chunks(pieces) => Ok(sent?),
-            () = stopped => Err(StreamError::Aborted),
-            () = tokio::time::sleep(TAKEN_IN) => Err(StreamError::Aborted),
-        }
-    }
-
-    /// Says that nothing more will be sent.
-    pub fn finish(&mut self) {
-        // Already closed is what we want, too.
-        let _ = self.0.finish();
-    }
-
-    /// Says that nothing more will be sent and waits until the other side has it all, or no longer cares.
-    pub async fn finish_and_wait(&mut self) {
-        self.finish();
-        self.stopped().await;
-    }
-
-    /// Aborts: what is still on its way is of no use.
-    pub fn reset(&mut self) {
-        let _ = self.0.reset(VarInt::from_u32(0));
-    }
-
-    /// Waits until the other side no longer wants what we send.
-    pub fn stopped(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
-        let stopped = self.0.stopped();
-        async move {
-            let _ = stopped.await;
-        }
-    }
-}
-
-/// The receiving half. Dropped, it tells the other side to stop sending.
-#[derive(Debug)]
-pub struct Receiver {
-    recv: RecvStream,
-    buffer: BytesMut,
-    decoder: Decoder,
-    /// How much the next read makes room for.
-    room: usize,
-}
-
-impl Receiver {
-    /// The next frame, or `None` when the other side has finished the stream between two exchanges.
-    ///
-    /// # Errors
-    /// The exchange was aborted (also by a clean end in the middle of one), the link lost, or the protocol broken.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, StreamError>> {
-        loop {
-            if let Some(frame) = self.decoder.next(&mut self.buffer)? {
-                return Poll::Ready(Ok(Some(frame)));
-            }
-            if ready!(self.poll_fill(cx))? == 0 {
-                let clean = self.decoder.at_start() && self.buffer.is_empty();
-                return Poll::Ready(if clean { Ok(None) } else { Err(StreamError::Aborted) });
-            }
-        }
-    }
-
-    /// The next frame; see [`Self::poll_frame`].
-    ///
-    /// # Errors
-    /// As [`Self::poll_frame`].
-    pub async fn frame(&mut self) -> Result<Option<Frame>, StreamError> {
-        poll_fn(|cx| self.poll_frame(cx)).await
-    }
-
-    /// Reads more into the buffer and says how much; 0 is the end of the stream.
-    ///
-    /// Reading into one buffer costs a copy, and makes one piece of the many that QUIC's packets come in.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
-        self.buffer.reserve(self.room);
-        let read = tokio_util::io::poll_read_buf(Pin::new(&mut self.recv), cx, &mut self.buffer);
-        let count = ready!(read).map_err(|error| match error.downcast::<ReadError>() {
-            Ok(error) => error.into(),
-            Err(error) => StreamError::Protocol(error.to_string()),
-        })?;
-        self.room = if count >= self.room { self.room * 2 } else { count.next_power_of_two() };
-        self.room = self.room.clamp(*READ_SIZE.start(), *READ_SIZE.end());
-        Poll::Ready(Ok(count))
-    }
-
-    /// Gives memory back that only an idle stream would hold. `false` when something was sent after `END`: the
-    /// stream must not carry another exchange then.
-    #[must_use]
-    pub fn rest(&mut self) -> bool {
-        let clean = self.buffer.is_empty();
-        if clean {
-            self.buffer = BytesMut::new();
-        }
-        clean
-    }
-}
-
-/// The control stream: messages with their length in front.
-#[derive(Debug)]
-pub struct Control {
-    /// Sends messages.
-    pub sender: ControlSender,
-    /// Receives messages.
-    pub receiver: ControlReceiver,
-}
-
-impl From<Stream> for Control {
-    fn from(stream: Stream) -> Self {
-        Self {
-            sender: ControlSender(stream.sender),
-            receiver: ControlReceiver { recv: stream.receiver.recv, buffer: stream.receiver.buffer },
-        }
-    }
-}
-
-/// The sending half of the control stream.
-#[derive(Debug)]
-pub struct ControlSender(Sender);
-
-impl ControlSender {
-    /// Sends one message.
-    ///
-    /// # Errors
-    /// The stream or the link is gone.
-    pub async fn send(&mut self, message: &impl Message) -> Result<(), StreamError> {
-        self.0.send(&mut [message.encode_length_delimited_to_vec().into()]).await
-    }
-
-    /// Says that nothing more will be sent. From a client it means that it is leaving: it serves nothing new.
-    pub fn leave(&mut self) {
-        self.0.finish();
-    }
-
-    /// Says that nothing more will be sent and waits until the other side has it all, or no longer cares.
-    pub async fn finish(mut self) {
-        self.0.finish_and_wait().await;
-    }
-}
-
-/// The receiving half of the control stream.
-#[derive(Debug)]
-pub struct ControlReceiver {
-    recv: RecvStream,
-    buffer: BytesMut,
-}
-
-impl ControlReceiver {
-    /// The next message, or `None` when the other side has finished. Safe to cancel: nothing is lost.
-    ///
-    /// # Errors
-    /// The link is gone, or the message too long or broken.
-    pub async fn receive<M: Message + Default>(&mut self) -> Result<Option<M>, StreamError> {
-        let broken = |error: prost::DecodeError| StreamError::Protocol(error.to_string());
-        loop {
-            if let Some((length, start)) = message_start(&self.buffer)? {
-                if self.buffer.len() >= start + length {
-                    let message = self.buffer.split_to(start + length);
-                    return M::decode(&message[start..]).map(Some).map_err(broken);
-                }
-                self.buffer.reserve(start + length - self.buffer.len());
-            }
-            // Room for a piece is taken when there is one: most of its life a link is idle.
-            match self.recv.read_chunk(2048, true).await? {
-                Some(piece) => self.buffer.extend_from_slice(&piece.bytes),
-                None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(StreamError::Aborted),
-            }
-        }
-    }
-}
-
-/// A message's length and where it starts, once both are there.
-fn message_start(buffer: &[u8]) -> Result<Option<(usize, usize)>, StreamError> {
-    let Some(end) = buffer.iter().take(10).position(|byte| *byte < 0x80) else {
-        let endless = buffer.len() >= 10;
-        return if endless { Err(StreamError::Protocol("a length without end".into())) } else { Ok(None) };
-    };
-    let length = prost::decode_length_delimiter(&buffer[..=end]).map_err(|e| StreamError::Protocol(e.to_string()))?;
-    if length > MAX_MESSAGE {
-        return Err(StreamError::Protocol(format!("a message of {length} bytes; at most {MAX_MESSAGE} are taken")));
-    }
-    Ok(Some((length, end + 1)))
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::host::{EndpointName, Host};
+use hookway_protocol::link::ALPN_H2;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -32,6 +33,7 @@ use sender::{Answering, Busy, Sender, Senders};
 use crate::limits::{Counter, Memory, PerAddress};
 use crate::metrics::{self, Metrics, Up};
 use crate::shutdown::Shutdown;
+use crate::tunnel::Tunnel;
 
 /// How senders are taken.
 #[derive(Clone, Debug)]
@@ -105,14 +107,21 @@ pub(crate) struct Public {
     per_ip: PerAddress,
     senders: Arc<Senders>,
     memory: Memory,
+    tunnel: Arc<Tunnel>,
 }
 
 impl Public {
-    pub(crate) fn new(config: Config, handler: Arc<Handler>, metrics: Arc<Metrics>, shutdown: Shutdown) -> Arc<Self> {
+    pub(crate) fn new(
+        config: Config,
+        handler: Arc<Handler>,
+        tunnel: Arc<Tunnel>,
+        metrics: Arc<Metrics>,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
         let connections = Arc::new(Counter::new(config.max_connections));
         let per_ip = PerAddress::new(config.max_connections_per_ip);
         let (senders, memory) = (Arc::default(), Memory::new(config.body_memory));
-        Arc::new(Self { config, handler, metrics, shutdown, connections, per_ip, senders, memory })
+        Arc::new(Self { config, handler, metrics, shutdown, connections, per_ip, senders, memory, tunnel })
     }
 
     /// Ends connections that go nowhere. Called every second.
@@ -161,6 +170,10 @@ impl Public {
                 () = stopped => return,
             };
             match stream {
+                // A client, where UDP does not get through.
+                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) => {
+                    public.tunnel.take_tls(stream, peer);
+                }
                 Ok(Ok(stream)) => {
                     let name = stream.get_ref().1.server_name();
                     let name = name.and_then(|name| Some(Host::parse(name).ok()?.into_owned()));

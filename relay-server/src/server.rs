@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hookway_protocol::link::ALPN;
+use hookway_protocol::link::{ALPN, ALPN_H2};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
@@ -121,8 +121,8 @@ impl Server {
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
         });
-        let tls = TlsAcceptor::from(Arc::new(certs.server_config(&[b"h2", b"http/1.1"])));
-        let public = Public::new(config.public, handler, metrics.clone(), shutdown.clone());
+        let tls = TlsAcceptor::from(Arc::new(certs.server_config(&[ALPN_H2, b"h2", b"http/1.1"])));
+        let public = Public::new(config.public, handler, tunnel.clone(), metrics.clone(), shutdown.clone());
         shutdown.rest.spawn(public.clone().run(https, Some(tls)));
         if let Some(http) = http {
             shutdown.rest.spawn(public.clone().run(http, None));

@@ -90,8 +90,15 @@ fn each_mechanism_is_named_in_one_place() {
     let allowed = [
         (
             "quinn::",
-            &["protocol/src/link.rs", "relay-server/src/tunnel/endpoint.rs", "tunnel-client/src/tunnel/dial.rs"][..],
+            &[
+                "protocol/src/link.rs",
+                "protocol/src/link/quic.rs",
+                "protocol/src/link/stream.rs",
+                "relay-server/src/tunnel/endpoint.rs",
+                "tunnel-client/src/tunnel/dial.rs",
+            ][..],
         ),
+        ("h2::", &["protocol/src/link.rs", "protocol/src/link/h2.rs", "protocol/src/link/stream.rs"][..]),
         (
             "rusqlite::",
             &[

@@ -2,6 +2,7 @@
 
 mod exactness;
 mod layers;
+mod link;
 mod limits;
 mod queue;
 mod readme;

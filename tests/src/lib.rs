@@ -12,4 +12,4 @@ mod world;
 
 pub use app::{App, AppResponse, Seen, body, text};
 pub use sender::{Answer, Request, get, post, request};
-pub use world::World;
+pub use world::{World, transport};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use hookway::{Client, ConnectError, Options};
+use hookway::{Client, ConnectError, Options, Transports};
 use hookway_protocol::host::Host;
 use hookway_relay::{Config, Rate, Server};
 use http_body_util::BodyExt;
@@ -23,6 +23,15 @@ use crate::sender::{Answer, Request};
 
 /// The domain of every world.
 pub(crate) const DOMAIN: &str = "hooks.test";
+
+/// What carries the links of this run: `HOOKWAY_TRANSPORT`, else QUIC.
+#[must_use]
+pub fn transport() -> Transports {
+    match std::env::var("HOOKWAY_TRANSPORT").as_deref() {
+        Ok("h2") => Transports::H2,
+        _ => Transports::Quic,
+    }
+}
 
 /// A relay on port 0 with a folder of its own.
 #[derive(Debug)]
@@ -82,7 +91,8 @@ impl World {
     #[must_use]
     pub fn options(&self, token: &str, app: SocketAddr) -> Options {
         let relay = self.relay.addresses().https.to_string();
-        Options::new(&relay, token, &app.to_string()).expect("good options").relay_ca(self.ca())
+        let options = Options::new(&relay, token, &app.to_string()).expect("good options");
+        options.relay_ca(self.ca()).transport(transport())
     }
 
     /// A client that serves an endpoint from an app, with a token of its own.

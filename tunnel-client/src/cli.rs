@@ -23,7 +23,7 @@ use crate::forwarder::HostHeader;
 use crate::history::Which;
 use crate::signature::Known;
 use crate::target::Target;
-use crate::tunnel::RelayAddress;
+use crate::tunnel::{Transports, RelayAddress};
 use values::{assignment, header, host_header, moment, target, time};
 
 /// Receive webhooks on your own machine: `hookway 3000` puts what is sent to a public URL to port 3000.
@@ -85,6 +85,9 @@ pub struct RelayArgs {
     /// A CA to trust for it, when its certificate is self-signed
     #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_CA")]
     pub(crate) relay_ca: Option<PathBuf>,
+    /// How to reach it
+    #[arg(long, env = "HOOKWAY_TRANSPORT", default_value = "auto")]
+    pub(crate) transport: Transports,
     /// A file with the token; else HOOKWAY_TOKEN, else what `hookway login` kept
     #[arg(long, value_name = "FILE", env = "HOOKWAY_TOKEN_FILE")]
     pub(crate) token_file: Option<PathBuf>,

@@ -17,7 +17,7 @@ use crate::forwarder::{Forwarder, Route, Settings as ForwardSettings};
 use crate::history::{History, Listed, Recorder};
 use crate::replay::Replayer;
 use crate::target::{InvalidTarget, Target};
-use crate::tunnel::{self, ConnectError, Letters, RelayAddress, Tunnel, Welcomed};
+use crate::tunnel::{self, Transports, ConnectError, Letters, RelayAddress, Tunnel, Welcomed};
 use crate::webhook::{Kept, Webhooks};
 
 /// So many events of earlier runs are known.
@@ -60,6 +60,7 @@ impl Options {
             tunnel: tunnel::Settings {
                 relay,
                 ca: None,
+                transport: Transports::Auto,
                 token,
                 endpoints: vec![],
                 queueing: Queueing::default(),
@@ -84,6 +85,13 @@ impl Options {
     #[must_use]
     pub fn relay_ca(mut self, file: impl Into<PathBuf>) -> Self {
         self.tunnel.ca = Some(file.into());
+        self
+    }
+
+    /// Reaches the relay this way.
+    #[must_use]
+    pub const fn transport(mut self, choice: Transports) -> Self {
+        self.tunnel.transport = choice;
         self
     }
 

@@ -47,4 +47,4 @@ pub use forwarder::{HostHeader, Route, Settings as ForwardSettings};
 pub use hookway_protocol::message::{Rule, Share};
 pub use signature::{InvalidSecret, InvalidVerify, Secret, Verified};
 pub use target::{InvalidTarget, Target};
-pub use tunnel::{Backlog, ConnectError, RelayAddress, Welcomed};
+pub use tunnel::{Backlog, ConnectError, RelayAddress, Transports, Welcomed};

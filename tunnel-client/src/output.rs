@@ -7,6 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use hookway_protocol::link::Transport;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -188,7 +189,7 @@ impl Output {
             let url = welcomed.first.as_ref().and_then(|name| welcomed.urls.get(name)?.first());
             let urls: serde_json::Map<_, _> =
                 welcomed.urls.iter().map(|(name, urls)| (name.clone(), urls.first().cloned().into())).collect();
-            let transport = welcomed.transport;
+            let transport = welcomed.transport.name();
             let mut line = json!({"event": "ready", "url": url, "urls": urls, "inspector": banner.inspector, "transport": transport});
             for (key, value) in &banner.more {
                 line[key] = value.clone().into();
@@ -285,11 +286,14 @@ impl Output {
             }
             Event::Delivered(_) => {}
             Event::Up(welcomed) if self.json => {
-                self.json(&json!({"event": "session", "state": "up", "transport": welcomed.transport}));
+                self.json(&json!({"event": "session", "state": "up", "transport": welcomed.transport.name()}));
                 self.backlogs(welcomed);
             }
             Event::Up(welcomed) => {
-                self.note("connected again");
+                self.note(match welcomed.transport {
+                    Transport::Quic => "connected again",
+                    Transport::H2 => "connected again, over TCP",
+                });
                 self.backlogs(welcomed);
             }
             Event::Down { reason } if self.json => {

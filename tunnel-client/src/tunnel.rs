@@ -15,19 +15,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hookway_protocol::host::Host;
+use hookway_protocol::link::{Link, Transport};
 use hookway_protocol::message::{Code, Queueing};
 use hookway_protocol::seal::OpeningKey;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+pub use dial::Transports;
 pub(crate) use dial::roots;
 pub(crate) use letters::{Letters, Retry, Unanswered};
 
 use crate::events::Event;
 use crate::forwarder::Forwarder;
 use crate::history::Recorder;
-use session::{End, Session};
+use dial::Dialer;
+use session::{End, Ended, Session};
 
 /// The first wait before connecting again; it doubles up to [`MAX_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -67,12 +71,25 @@ impl fmt::Display for RelayAddress {
     }
 }
 
+impl RelayAddress {
+    /// The host, as TLS and the resolver take it.
+    fn name(&self) -> &str {
+        self.host.trim_matches(['[', ']'])
+    }
+
+    /// Host and port.
+    fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
 /// How to reach a relay and what to ask of it.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) relay: RelayAddress,
     /// A CA to trust beside the system's, or instead of it.
     pub(crate) ca: Option<PathBuf>,
+    pub(crate) transport: Transports,
     pub(crate) token: String,
     /// Names to serve. An empty one asks for a random name.
     pub(crate) endpoints: Vec<String>,
@@ -103,7 +120,7 @@ pub struct Welcomed {
     /// What the operator wants people to read, or empty.
     pub notice: String,
     /// What carries the link.
-    pub transport: &'static str,
+    pub transport: Transport,
     /// What waited while nobody was connected, by endpoint.
     pub backlogs: Vec<Backlog>,
 }
@@ -154,6 +171,18 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// What was in the way.
+    fn cause(&self) -> &str {
+        match self {
+            Self::Unreachable { cause: why, .. }
+            | Self::Refused { reason: why, .. }
+            | Self::TakenOver { reason: why }
+            | Self::Local { cause: why } => why,
+        }
+    }
+}
+
 /// A tunnel that does not run yet.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
@@ -176,50 +205,121 @@ pub(crate) async fn run(
     recorder: Recorder,
     stop: CancellationToken,
 ) -> Result<(), ConnectError> {
-    let Tunnel { mut settings, mut questions } = tunnel;
-    let events = recorder.events().clone();
-    let dialer = dial::Dialer::new(&settings)?;
-    let (mut lost, mut last): (Option<Instant>, Option<String>) = (None, None);
-    let mut wait = FIRST_WAIT;
-    loop {
-        let attempt = async {
-            let link = dialer.dial().await?;
-            Session::open(link, &settings, forwarder.clone(), recorder.clone()).await
-        };
-        let Some(attempt) = stop.run_until_cancelled(attempt).await else { return Ok(()) };
-        match attempt {
-            Ok((session, welcomed)) => {
-                lost = None;
-                events.tell(Event::Up(welcomed));
-                let ended = session.serve(&stop, &mut questions).await;
-                // A random name is kept when the client comes back; one that was lost is somebody else's now.
-                settings.endpoints = ended.endpoints;
-                wait = ended.back_in.unwrap_or(FIRST_WAIT).min(MAX_WAIT);
-                match ended.why {
-                    End::Stopped => return Ok(()),
-                    End::TakenOver(reason) => return Err(ConnectError::TakenOver { reason }),
-                    End::Lost(reason) => events.tell(Event::Down { reason }),
+    let Tunnel { settings, questions } = tunnel;
+    let dialer = Dialer::new(&settings)?;
+    let questions = Arc::new(tokio::sync::Mutex::new(questions));
+    let over = stop.child_token();
+    let left = TaskTracker::new();
+    let keeper = Keeper { settings, dialer, forwarder, recorder, questions, over, left: left.clone() };
+    let over = keeper.over.clone();
+    let end = keeper.run().await;
+    over.cancel();
+    left.close();
+    left.wait().await;
+    end
+}
+
+/// Keeps a session.
+struct Keeper {
+    settings: Settings,
+    dialer: Dialer,
+    forwarder: Arc<Forwarder>,
+    recorder: Recorder,
+    questions: Arc<tokio::sync::Mutex<mpsc::Receiver<letters::Question>>>,
+    /// No session is wanted any more.
+    over: CancellationToken,
+    /// Sessions that were left for a better link, until what they had in flight is done.
+    left: TaskTracker,
+}
+
+impl Keeper {
+    async fn run(mut self) -> Result<(), ConnectError> {
+        let events = self.recorder.events().clone();
+        let over = self.over.clone();
+        let (mut lost, mut last): (Option<Instant>, Option<String>) = (None, None);
+        let mut wait = FIRST_WAIT;
+        loop {
+            let attempt = async { self.open(self.dialer.dial().await?, self.settings.endpoints.clone()).await };
+            let Some(attempt) = over.run_until_cancelled(attempt).await else { return Ok(()) };
+            match attempt {
+                Ok(session) => {
+                    lost = None;
+                    let ended = self.serve(session).await;
+                    // A random name is kept when the client comes back; one that was lost is somebody else's now.
+                    self.settings.endpoints = ended.endpoints;
+                    wait = ended.back_in.unwrap_or(FIRST_WAIT).min(MAX_WAIT);
+                    match ended.why {
+                        End::Stopped => return Ok(()),
+                        End::TakenOver(reason) => return Err(ConnectError::TakenOver { reason }),
+                        End::Lost(reason) => events.tell(Event::Down { reason }),
+                    }
+                }
+                Err(
+                    ConnectError::Unreachable { cause: reason, .. }
+                    | ConnectError::Refused { code: Code::Limit, reason, .. },
+                ) if lost.is_some() => {
+                    tracing::debug!(reason, "trying again");
+                    if last.as_ref() != Some(&reason) {
+                        events.tell(Event::Down { reason: reason.clone() });
+                        last = Some(reason);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            let since = *lost.get_or_insert_with(Instant::now);
+            let [.., random] = *hookway_protocol::id::DeliveryId::now().as_bytes();
+            let jitter = 0.5 + 0.5 * f64::from(random) / f64::from(u8::MAX);
+            let pause = pause(wait.mul_f64(jitter), &self.settings.relay);
+            if over.run_until_cancelled(pause).await.is_none() {
+                return Ok(());
+            }
+            wait = if since.elapsed() > EAGER { (wait * 2).min(MAX_WAIT) } else { FIRST_WAIT };
+        }
+    }
+
+    /// Says hello on a link, asking for these endpoints.
+    async fn open(&self, link: Link, endpoints: Vec<String>) -> Result<Session, ConnectError> {
+        let settings = Settings { endpoints, ..self.settings.clone() };
+        let (session, welcomed) =
+            Session::open(link, &settings, self.forwarder.clone(), self.recorder.clone()).await?;
+        self.recorder.events().tell(Event::Up(welcomed));
+        Ok(session)
+    }
+
+    /// Serves until the session has ended, moving to a better link as soon as there is one: the relay hands over what
+    /// comes to the new one, and what the old one has is finished there.
+    async fn serve(&self, mut session: Session) -> Ended {
+        loop {
+            let (held, transport, since) = (session.held(), session.transport(), Instant::now());
+            let leave = self.over.child_token();
+            let serving = session.serve(leave.clone(), self.over.clone(), self.questions.clone());
+            let mut serving = Box::pin(serving);
+            let better = async {
+                let link = self.dialer.better(transport).await;
+                held.moving();
+                self.open(link, held.endpoints()).await
+            };
+            let moved = tokio::select! {
+                ended = &mut serving => {
+                    self.dialer.ended(transport, since.elapsed(), ended.timed_out);
+                    return ended;
+                }
+                moved = better => moved,
+            };
+            match moved {
+                Ok(next) => {
+                    leave.cancel();
+                    self.left.spawn(serving);
+                    session = next;
+                }
+                Err(error) => {
+                    // Whose the endpoints are now is not known: the next session has them for sure.
+                    self.dialer.failed_over_quic();
+                    let why = End::Lost(format!("moving to QUIC failed: {}", error.cause()));
+                    return Ended { why, endpoints: held.endpoints(), back_in: None, timed_out: false };
                 }
             }
-            Err(
-                ConnectError::Unreachable { cause: reason, .. }
-                | ConnectError::Refused { code: Code::Limit, reason, .. },
-            ) if lost.is_some() => {
-                tracing::debug!(reason, "trying again");
-                if last.as_ref() != Some(&reason) {
-                    events.tell(Event::Down { reason: reason.clone() });
-                    last = Some(reason);
-                }
-            }
-            Err(error) => return Err(error),
         }
-        let since = *lost.get_or_insert_with(Instant::now);
-        let [.., random] = *hookway_protocol::id::DeliveryId::now().as_bytes();
-        let jitter = 0.5 + 0.5 * f64::from(random) / f64::from(u8::MAX);
-        if stop.run_until_cancelled(pause(wait.mul_f64(jitter), &settings.relay)).await.is_none() {
-            return Ok(());
-        }
-        wait = if since.elapsed() > EAGER { (wait * 2).min(MAX_WAIT) } else { FIRST_WAIT };
     }
 }
 
@@ -240,7 +340,7 @@ async fn pause(length: Duration, relay: &RelayAddress) {
 /// far address shows whether there is a network.
 fn local_address(relay: &RelayAddress) -> Option<std::net::IpAddr> {
     let ip =
-        relay.host.trim_matches(['[', ']']).parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+        relay.name().parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
     let any: std::net::SocketAddr = match ip {
         std::net::IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         std::net::IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),

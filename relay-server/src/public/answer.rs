@@ -136,7 +136,7 @@ impl From<Undelivered> for Answer {
                 let text = "the client gave the delivery up before it answered";
                 return Self::new(StatusCode::BAD_GATEWAY, "aborted", text);
             }
-            Undelivered::Lost(StreamError::Lost(_)) | Undelivered::Silent => {
+            Undelivered::Lost(StreamError::Lost(_) | StreamError::Untaken(_)) | Undelivered::Silent => {
                 ("lost", "the client was lost before it answered; try again later")
             }
             Undelivered::TimedOut => {

@@ -1,7 +1,8 @@
-//! The QUIC endpoint that clients dial, and the life of each session.
+//! Takes clients, over QUIC at an endpoint of its own and over TLS from the public listener, and leads each session's
+//! life.
 
 use std::collections::HashMap;
-use std::net::UdpSocket;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use hookway_protocol::message::{
 };
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, Incoming, TokioRuntime};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::Config;
@@ -21,7 +23,7 @@ use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, claim_refused, too_
 use super::letters::{self, News};
 use super::registry::{Claim, Registry};
 use super::session::{Common, Session};
-use crate::limits::{Counter, PerAddress};
+use crate::limits::{Counter, PerAddress, Place};
 use crate::metrics::{self, Metrics, Up};
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
@@ -29,6 +31,9 @@ use crate::store::{Store, StoreError};
 
 /// A client is told within this time that there are more dead letters, or that something was missed.
 const LOOKED_AFTER: Duration = Duration::from_secs(1);
+
+/// What clients are told when it is over.
+const STOPPING: &str = "the relay is stopping";
 
 /// Takes clients.
 #[derive(Debug)]
@@ -104,9 +109,30 @@ impl Tunnel {
         }
         self.endpoint.set_server_config(None);
         self.shutdown.close.cancelled().await;
-        self.endpoint.close(0u32.into(), b"the relay is stopping");
+        let links: Vec<Link> = self.sessions().values().map(|session| session.link.clone()).collect();
+        links.iter().for_each(|link| link.close(STOPPING));
+        self.endpoint.close(0u32.into(), STOPPING.as_bytes());
         // Tells the clients; they would notice by themselves within seconds.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        let told = async {
+            let flushed = futures_util::future::join_all(links.iter().map(Link::flushed));
+            tokio::join!(self.endpoint.wait_idle(), flushed);
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+    }
+
+    /// Takes a client that came over TLS and speaks [`link::ALPN_H2`]. Its address has proven to be real.
+    pub(crate) fn take_tls(
+        self: &Arc<Self>,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        remote: SocketAddr,
+    ) {
+        let Some(places) = self.places(remote.ip().to_canonical(), &self.handshakes_per_ip) else {
+            return metrics::count(&self.doorkeeper.metrics.handshakes_refused, "too_many");
+        };
+        self.let_in(remote, places, async move {
+            let link = Link::h2(Side::Relay, io, remote).await;
+            link.map_err(|error| StreamError::Lost(LinkError::Broken(error.to_string())))
+        });
     }
 
     fn take(self: &Arc<Self>, incoming: Incoming) {
@@ -117,8 +143,7 @@ impl Tunnel {
         let proven = incoming.remote_address_validated();
         let per_ip = if proven { &self.handshakes_per_ip } else { &self.unproven_per_ip };
         let allowed = proven || self.handshakes.used() < self.config.max_handshakes / 2;
-        let place = allowed.then(|| per_ip.of(address).take(1).zip(self.handshakes.take(1))).flatten();
-        let Some(place) = place else {
+        let Some(places) = allowed.then(|| self.places(address, per_ip)).flatten() else {
             if proven {
                 metrics::count(&metrics.handshakes_refused, "too_many");
                 incoming.refuse();
@@ -127,13 +152,31 @@ impl Tunnel {
             }
             return;
         };
+        self.let_in(incoming.remote_address(), places, async move {
+            let connecting = incoming.accept().map_err(|error| StreamError::Lost(error.into()))?;
+            let connection = connecting.await.map_err(|error| StreamError::Lost(error.into()))?;
+            Ok(Link::quic(Side::Relay, connection))
+        });
+    }
+
+    /// Places among those that have not said hello yet.
+    fn places(&self, address: IpAddr, per_ip: &PerAddress) -> Option<(Place, Place)> {
+        per_ip.of(address).take(1).zip(self.handshakes.take(1))
+    }
+
+    /// Serves a client, if it is let in, until it is gone.
+    fn let_in(
+        self: &Arc<Self>,
+        remote: SocketAddr,
+        places: (Place, Place),
+        link: impl Future<Output = Result<Link, StreamError>> + Send + 'static,
+    ) {
         let tunnel = self.clone();
         self.shutdown.rest.spawn(async move {
-            let remote = incoming.remote_address();
             // In a box, for the room of it is free again when a client is in: most of its life it is idle.
-            let admitted =
-                tokio::time::timeout(tunnel.config.handshake_timeout, Box::pin(tunnel.admit(incoming))).await;
-            drop(place);
+            let admitted = tokio::time::timeout(tunnel.config.handshake_timeout, Box::pin(tunnel.admit(link)));
+            let Some(admitted) = tunnel.shutdown.close.run_until_cancelled(admitted).await else { return };
+            drop(places);
             match admitted {
                 Ok(Ok(admitted)) => tunnel.serve(admitted).await,
                 Ok(Err(error)) => tracing::debug!(%remote, %error, "no session"),
@@ -146,9 +189,11 @@ impl Tunnel {
     }
 
     /// Makes a session of a connection. Dropped halfway, it leaves nothing behind.
-    async fn admit(self: &Arc<Self>, incoming: Incoming) -> Result<Admitted, StreamError> {
-        let connecting = incoming.accept().map_err(|error| StreamError::Lost(error.into()))?;
-        let link = Link::quic(connecting.await.map_err(|error| StreamError::Lost(error.into()))?);
+    async fn admit(
+        self: &Arc<Self>,
+        link: impl Future<Output = Result<Link, StreamError>>,
+    ) -> Result<Admitted, StreamError> {
+        let link = link.await?;
         let closing = link.close_on_drop("not let in");
         let (mut control, hello) = self.doorkeeper.hello(&link).await?;
         match self.open(&link, &hello).await {
@@ -209,7 +254,7 @@ impl Tunnel {
         let session = &listed.session;
         tracing::Span::current().record("session", &session.id).record("owner", session.grant.owner.as_str());
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
-        tracing::info!(remote = %session.link.remote(), endpoints = names.join(" "), "client connected");
+        tracing::info!(remote = %session.link.remote(), transport = session.link.transport().name(), endpoints = names.join(" "), "client connected");
         let served: Vec<_> = claims
             .iter()
             .flat_map(|claim| {

@@ -90,7 +90,7 @@ impl Doorkeeper {
 
     /// Reads the hello.
     pub(super) async fn hello(&self, link: &Link) -> Result<(Control, Hello), StreamError> {
-        let mut control = Control::from(link.accept().await.map_err(StreamError::Lost)?);
+        let mut control = link.control().await.map_err(StreamError::Lost)?;
         let first = control.receiver.receive::<FromClient>().await?;
         match first.and_then(|first| first.message) {
             Some(ClientMessage::Hello(hello)) => Ok((control, hello)),

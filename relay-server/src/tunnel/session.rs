@@ -114,7 +114,7 @@ impl Session {
                 let mut pieces = whole(out, bytes, trailers.as_ref());
                 tokio::select! {
                     biased;
-                    sent = sender.send(&mut pieces) => sent.map_err(Undelivered::Lost)?,
+                    sent = sender.send(&mut pieces) => sent.map_err(|error| undelivered(error, true))?,
                     () = self.silence() => return Err(Undelivered::Silent),
                 }
                 (Some(sender), None)
@@ -125,7 +125,7 @@ impl Session {
                 (None, Some(self.upload(sender, out, inbound, keep.take())))
             }
             Body::Upgrade => {
-                sender.send(&mut [out.freeze()]).await.map_err(Undelivered::Lost)?;
+                sender.send(&mut [out.freeze()]).await.map_err(|error| undelivered(error, true))?;
                 (Some(sender), None)
             }
         };
@@ -154,7 +154,7 @@ impl Session {
             // What was kept of it can be queued.
             *body = Body::Stream(upload.take_back().await);
         }
-        let reply = reply.map_err(Undelivered::Lost)?;
+        let reply = reply.map_err(|error| undelivered(error, head.whole))?;
         if let (ReplyHead::App { .. }, Some(upload)) = (&reply, &mut upload) {
             upload.go_on();
         }
@@ -264,6 +264,15 @@ impl Drop for Upload {
         if let Some(task) = &self.task {
             task.abort();
         }
+    }
+}
+
+/// What an error means for a delivery. One that streams has passed by, whether it was looked at or not.
+fn undelivered(error: StreamError, is_whole: bool) -> Undelivered {
+    match error {
+        StreamError::Untaken(link) if is_whole => Undelivered::Unsent(link),
+        StreamError::Untaken(link) => Undelivered::Lost(StreamError::Lost(link)),
+        error => Undelivered::Lost(error),
     }
 }
 

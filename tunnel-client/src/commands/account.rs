@@ -14,7 +14,7 @@ use crate::config::{self, Files};
 use crate::harmless;
 use crate::output::{Failure, Output};
 use crate::target::Target;
-use crate::tunnel::{self, RelayAddress, Welcomed};
+use crate::tunnel::{Transports, self, RelayAddress, Welcomed};
 
 /// Where a token could have come from.
 pub(super) const NO_TOKEN: &str = "neither HOOKWAY_TOKEN, --token-file nor a login gives one";
@@ -30,7 +30,7 @@ pub(super) fn login(
         Some(path) => config::read_token(&path)?,
         None => ask_token(relay, output)?,
     };
-    let welcomed = ask_relay(relay.clone(), token.clone(), relay_ca.clone())?;
+    let welcomed = ask_relay(relay.clone(), token.clone(), relay_ca.clone(), Transports::Auto)?;
     let path = global.config.clone().map_or_else(config::user_file, Ok)?;
     config::change_user_file(&path, |file| {
         file["relay"] = toml_edit::value(relay.to_string());
@@ -77,8 +77,13 @@ fn from_file(relay: &RelayAddress) -> String {
 }
 
 /// Connects without serving anything.
-fn ask_relay(relay: RelayAddress, token: String, ca: Option<PathBuf>) -> Result<Welcomed, Failure> {
-    let mut options = Options::from_parts(relay, token, vec![]);
+fn ask_relay(
+    relay: RelayAddress,
+    token: String,
+    ca: Option<PathBuf>,
+    transport: Transports,
+) -> Result<Welcomed, Failure> {
+    let mut options = Options::from_parts(relay, token, vec![]).transport(transport);
     if let Some(ca) = ca {
         options = options.relay_ca(ca);
     }
@@ -112,9 +117,9 @@ pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<
             .cause(NO_TOKEN)
             .next(format!("hookway login {relay}")));
     };
-    let welcomed = ask_relay(relay.clone(), token, args.ca(files))?;
+    let welcomed = ask_relay(relay.clone(), token, args.ca(files), args.transport)?;
     if output.is_json() {
-        let (owner, transport) = (welcomed.owner, welcomed.transport);
+        let (owner, transport) = (welcomed.owner, welcomed.transport.name());
         output.json(&json!({"relay": relay.to_string(), "owner": owner, "transport": transport}));
     } else {
         output.line(&format!("{} at {relay}", harmless::text(&welcomed.owner, 64)));

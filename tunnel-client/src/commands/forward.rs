@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hookway_protocol::host::EndpointName;
+use hookway_protocol::link::Transport;
 use hookway_protocol::message::{Code, Rule, Share};
 use hookway_protocol::seal::OpeningKey;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -67,7 +68,7 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
         let shown = Shown { replayer: client.replayer(), tunnel: Some(tunnel) };
         let inspector = args.inspect.start(listener, shown, output);
         let banner = Banner {
-            title: format!("connected to {relay} as {}", client.welcomed().owner),
+            title: format!("connected to {relay}{} as {}", over(client.welcomed().transport), client.welcomed().owner),
             lines: vec![("Forwards to", forwards.join("   "))],
             inspector: inspector.as_ref().map(|inspector| inspector.url().to_owned()),
             ..Banner::default()
@@ -76,6 +77,14 @@ pub(super) fn run(args: ForwardArgs, files: &Files, output: Output) -> Result<Ex
         let until = if args.once { Some(1) } else { args.until };
         follow(client, Watch { until, fail: args.fail }, output, stop).await
     })
+}
+
+/// What is worth saying of what carries the link.
+const fn over(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Quic => "",
+        Transport::H2 => " over TCP",
+    }
 }
 
 /// With `--breakpoint` the app may take so long.
@@ -246,7 +255,7 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
     options = options.queueing(rules(args, files), args.queueing.drain_concurrency);
     options = sealing(options, args.queueing.seal)?;
     options = sharing(options, args)?;
-    options = options.filter(args.filter.clone().unwrap_or_default());
+    options = options.transport(args.relay.transport).filter(args.filter.clone().unwrap_or_default());
     let named = !names.is_empty();
     for name in names {
         options = options.name(name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;

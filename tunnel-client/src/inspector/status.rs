@@ -30,7 +30,7 @@ pub(super) fn status(context: &Context) -> Value {
                 (Some(_), Some(_)) => "down",
             },
             "relay": tunnel.relay,
-            "transport": link.welcomed.as_ref().filter(|_| link.down.is_none()).map(|welcomed| welcomed.transport),
+            "transport": link.welcomed.as_ref().filter(|_| link.down.is_none()).map(|welcomed| welcomed.transport.name()),
             "reason": link.down,
             // Coarse, or each measurement would be news.
             "rtt_ms": link.rtt.filter(|_| link.down.is_none()).map(coarse),

@@ -78,12 +78,17 @@ impl Exchanges {
         self.recorder.events()
     }
 
-    /// Waits until the answers have begun, the app's time to answer and `more`; and until they have been passed on,
-    /// or that moment.
-    pub(super) async fn finish(&self, more: Duration, flow_until: tokio::time::Instant) {
-        self.forwarder.leaving.cancel();
+    /// Waits until the answers have been passed on. After `stop` no longer for those that do not begin in the app's time
+    /// to answer and `more`, and for others no longer than `flow`.
+    pub(super) async fn finish(&self, stop: &CancellationToken, more: Duration, flow: Duration) {
         self.waiting.close();
         self.flowing.close();
+        let all = async { tokio::join!(self.waiting.wait(), self.flowing.wait()) };
+        if stop.run_until_cancelled(all).await.is_some() {
+            return;
+        }
+        let flow_until = tokio::time::Instant::now() + flow;
+        self.forwarder.leaving.cancel();
         let settings = &self.forwarder.settings;
         // Somebody who steps through code may take for ever; the sender has its answer before.
         let timeout = if settings.webhooks.breakpoint { MOST_PATIENT } else { settings.timeout };
@@ -185,7 +190,7 @@ impl Exchanges {
             }
             (None, _, None) => refused(Failure::BadRequest, "aborted", "the sender broke off"),
             (None, None, Some(body)) => {
-                let answer = self.answer(head, body, &carried.progress, Some(&sender).filter(|_| !whole));
+                let answer = self.answer(head, body, &carried.progress, Some(&mut sender).filter(|_| !whole));
                 Given::App(self.kept_meanwhile(answer, &carried).await)
             }
             (None, Some(ack_after), Some(body)) => {
@@ -391,7 +396,7 @@ impl Exchanges {
         head: RequestHead,
         body: OutBody,
         progress: &Progress,
-        sender: Option<&Sender>,
+        sender: Option<&mut Sender>,
     ) -> Result<Response<AppBody>, Failed> {
         let max = self.forwarder.settings.max_body;
         let too_large = || {

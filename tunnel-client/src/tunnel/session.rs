@@ -1,9 +1,10 @@
 //! One connection to the relay: the hello, what the two say to each other, leaving.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use hookway_protocol::link::{Control, Link, LinkError, StreamError};
+use hookway_protocol::link::{Control, Link, LinkError, StreamError, Transport};
 use hookway_protocol::message::{
     self, ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage, Released, Seen,
 };
@@ -35,8 +36,32 @@ const BROKEN_OFF_IN: Duration = Duration::from_secs(1);
 pub(super) struct Session {
     link: Link,
     control: Control,
-    endpoints: Vec<String>,
+    held: Arc<Held>,
     exchanges: Arc<Exchanges>,
+}
+
+/// The endpoints of a session, as others may see them while it is served.
+#[derive(Debug)]
+pub(super) struct Held {
+    endpoints: Mutex<Vec<String>>,
+    /// Another session of this client is taking them over.
+    moving: AtomicBool,
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Their names.
+    pub(super) fn endpoints(&self) -> Vec<String> {
+        self.lock().clone()
+    }
+
+    /// Another session of this client takes them over now.
+    pub(super) fn moving(&self) {
+        self.moving.store(true, Ordering::Relaxed);
+    }
 }
 
 /// How a session ended.
@@ -47,6 +72,8 @@ pub(super) struct Ended {
     pub(super) endpoints: Vec<String>,
     /// When the relay wants to see the client again.
     pub(super) back_in: Option<Duration>,
+    /// Nothing was heard from the relay any more.
+    pub(super) timed_out: bool,
 }
 
 /// Why a session ended.
@@ -96,14 +123,31 @@ impl Session {
             transport: link.transport(),
             backlogs: welcome.endpoints.iter().filter_map(backlog).collect(),
         };
-        let endpoints = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
+        let endpoints: Vec<_> = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
+        let held = Arc::new(Held { endpoints: Mutex::new(endpoints), moving: AtomicBool::new(false) });
         let exchanges = Arc::new(Exchanges::new(forwarder, recorder, settings.opening_key.clone()));
-        Ok((Self { link, control, endpoints, exchanges }, welcomed))
+        Ok((Self { link, control, held, exchanges }, welcomed))
     }
 
-    /// Serves until the link is gone, or `stop`: then what is in flight is finished.
-    pub(super) async fn serve(self, stop: &CancellationToken, questions: &mut mpsc::Receiver<Question>) -> Ended {
-        let Self { link, control, mut endpoints, exchanges } = self;
+    /// What carries it.
+    pub(super) fn transport(&self) -> Transport {
+        self.link.transport()
+    }
+
+    /// Its endpoints.
+    pub(super) fn held(&self) -> Arc<Held> {
+        self.held.clone()
+    }
+
+    /// Serves until the link is gone, or `leave`: then what is in flight is finished, in bounded time once `stop` says
+    /// so.
+    pub(super) async fn serve(
+        self,
+        leave: CancellationToken,
+        stop: CancellationToken,
+        questions: Arc<tokio::sync::Mutex<mpsc::Receiver<Question>>>,
+    ) -> Ended {
+        let Self { link, control, held, exchanges } = self;
         let open = link.close_on_drop("the client has ended the session");
         let accept = async {
             loop {
@@ -115,15 +159,14 @@ impl Session {
         };
         let (released, back_in) = (CancellationToken::new(), OnceLock::new());
         let events = exchanges.events();
-        let talk =
-            Talk { link: &link, endpoints: &mut endpoints, events, questions, left: &released, back_in: &back_in };
-        let control = talk.run(control, stop);
+        let questions = &questions;
+        let talk = Talk { link: &link, held: &held, events, questions, left: &released, back_in: &back_in };
+        let control = talk.run(control, &leave);
         let finish = async {
-            stop.cancelled().await;
-            let flow_until = tokio::time::Instant::now() + FLOWS_FOR;
+            leave.cancelled().await;
             // First nothing new comes, then what is in flight is finished.
             let _ = tokio::time::timeout(RELEASED_IN, released.cancelled()).await;
-            exchanges.finish(RELEASED_IN, flow_until).await;
+            exchanges.finish(&stop, RELEASED_IN, FLOWS_FOR).await;
             // Closing a link throws away what is still on its way.
             exchanges.end(ARRIVED_IN).await;
         };
@@ -133,8 +176,9 @@ impl Session {
             () = finish => End::Stopped,
         };
         drop(open);
-        exchanges.wait(BROKEN_OFF_IN).await;
-        Ended { why, endpoints, back_in: back_in.into_inner() }
+        tokio::join!(exchanges.wait(BROKEN_OFF_IN), link.flushed());
+        let timed_out = link.closed().await == LinkError::TimedOut;
+        Ended { why, endpoints: held.endpoints(), back_in: back_in.into_inner(), timed_out }
     }
 }
 
@@ -150,7 +194,7 @@ fn lost(error: &LinkError) -> End {
 }
 
 async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessage), StreamError> {
-    let mut control = Control::from(link.open().await.map_err(StreamError::Lost)?);
+    let mut control = link.control().await.map_err(StreamError::Lost)?;
     let hello = Hello {
         min_version: MIN_VERSION,
         max_version: MAX_VERSION,
@@ -168,29 +212,29 @@ async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessag
 /// What is said on the control stream.
 struct Talk<'a> {
     link: &'a Link,
-    endpoints: &'a mut Vec<String>,
+    held: &'a Held,
     events: &'a Events,
-    questions: &'a mut mpsc::Receiver<Question>,
+    questions: &'a tokio::sync::Mutex<mpsc::Receiver<Question>>,
     /// Cancelled when the endpoints have been left.
     left: &'a CancellationToken,
     back_in: &'a OnceLock<Duration>,
 }
 
 impl Talk<'_> {
-    /// Follows the control stream until the link is gone, leaving the endpoints at `stop`; after a clock jump, asks
+    /// Follows the control stream until the link is gone, leaving the endpoints at `leave`; after a clock jump, asks
     /// whether the relay still knows us.
-    async fn run(mut self, control: Control, stop: &CancellationToken) -> End {
+    async fn run(self, control: Control, leave: &CancellationToken) -> End {
         let Control { mut sender, mut receiver } = control;
         let mut clock = Clock::new();
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         let (mut pinged, mut pending): (Option<Instant>, _) = (None, Pending::default());
         let mut leaving = false;
         loop {
-            if leaving && self.endpoints.is_empty() {
+            if leaving && self.held.lock().is_empty() {
                 self.left.cancel();
             }
             let say = tokio::select! {
-                () = stop.cancelled(), if !leaving => {
+                () = leave.cancelled(), if !leaving => {
                     leaving = true;
                     sender.leave();
                     None
@@ -221,7 +265,7 @@ impl Talk<'_> {
                     Err(StreamError::Lost(error)) => return lost(&error),
                     Err(error) => return End::Lost(error.to_string()),
                 },
-                Some(question) = self.questions.recv(), if !leaving => {
+                Some(question) = async { self.questions.lock().await.recv().await }, if !leaving => {
                     pending.ask(question).map(ClientMessage::AskDeadLetters)
                 }
                 _ = ticks.tick() => {
@@ -245,22 +289,29 @@ impl Talk<'_> {
     }
 
     /// An endpoint is no longer ours; the end, if it was the last.
-    fn released(&mut self, released: Released, leaving: bool) -> Option<End> {
+    fn released(&self, released: Released, leaving: bool) -> Option<End> {
         let Released { endpoint, reason } = released;
-        let before = self.endpoints.len();
-        self.endpoints.retain(|name| *name != endpoint);
+        if self.held.moving.load(Ordering::Relaxed) {
+            return None;
+        }
+        let is_last = {
+            let mut endpoints = self.held.lock();
+            let before = endpoints.len();
+            endpoints.retain(|name| *name != endpoint);
+            endpoints.is_empty() && before > 0
+        };
         if leaving {
             return None;
         }
         let why = format!("`{endpoint}`: {reason}");
         self.events.tell(Event::Released { endpoint, reason });
-        (self.endpoints.is_empty() && before > 0).then_some(End::TakenOver(why))
+        is_last.then_some(End::TakenOver(why))
     }
 
     /// Tells of what this client has not seen, and the relay that it did.
     fn backlog(&self, backlog: message::Backlog) -> Option<ClientMessage> {
         let message::Backlog { endpoint, dead_letters: count, missed, missed_since_us, missed_why: why } = backlog;
-        if !self.endpoints.contains(&endpoint) {
+        if !self.held.lock().contains(&endpoint) {
             return None;
         }
         let before = self.events.link().dead_letters.get(&endpoint).copied().unwrap_or(0);
