@@ -8,7 +8,7 @@ mod stream;
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionError};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,11 +25,10 @@ pub const ALPN: &[u8] = b"hookway/1";
 /// Its name in the handshake of TLS over TCP.
 pub const ALPN_H2: &[u8] = b"hookway-h2/1";
 
-/// The link counts as dead when nothing was heard for this long. QUIC counts from the last keep-alive sent (RFC 9000
-/// §10.1), so that a loss is noticed within the sum of the two: under 6 s.
+/// The link counts as dead when nothing was heard for this long, and is noticed to be a second later; see [`Quiet`].
 pub const DEAD_AFTER: Duration = Duration::from_secs(4);
 /// Each side says something at least this often.
-const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// What one stream may have on its way: at 40 ms round trip, 13 MB/s.
 pub const STREAM_WINDOW: u32 = 512 << 10;
 /// What one connection may have on its way: so many streams that nobody reads do not stop the others. Times the
@@ -87,6 +86,16 @@ impl LinkError {
 
     fn broken(error: &impl ToString) -> Self {
         Self::Broken(error.to_string().escape_debug().to_string())
+    }
+
+    /// What ended a connection over TCP.
+    fn of_h2(error: &::h2::Error) -> Self {
+        match error.get_io().map(io::Error::kind) {
+            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Self::Broken("the connection broke off".into())
+            }
+            _ => Self::broken(error),
+        }
     }
 }
 
@@ -195,6 +204,18 @@ impl Link {
         }
     }
 
+    /// Changes when the other side says that it got something of ours.
+    #[must_use]
+    pub fn acked(&self) -> u128 {
+        match &self.0 {
+            // Measured anew with each packet that is acknowledged for the first time. Acknowledgements are no sign: where
+            // nothing of ours arrives they are repeated.
+            Over::Quic(connection, _) => connection.stats().path.rtt.as_nanos(),
+            // Without a way there, TCP soon has none back either.
+            Over::H2(link) => link.heard().into(),
+        }
+    }
+
     /// The control stream: the first of the link. Whichever side opens it, the client speaks first.
     ///
     /// # Errors
@@ -207,7 +228,8 @@ impl Link {
         }))
     }
 
-    /// Opens a stream for exchanges, as the relay, waiting while the client allows no more.
+    /// Opens a stream for exchanges, as the relay. Over QUIC it waits while the client allows no more; over HTTP/2 what
+    /// is sent on it does.
     ///
     /// # Errors
     /// The link is gone.
@@ -254,6 +276,14 @@ impl Link {
         }
     }
 
+    /// Over HTTP/2, takes no more streams and waits until what was sent on the others has been taken; then the link is
+    /// closed. Over QUIC each sender waits for that.
+    pub async fn drained(&self) {
+        if let Over::H2(link) = &self.0 {
+            link.drained().await;
+        }
+    }
+
     /// After a close, waits until what was sent before has left, for a bounded time. Over QUIC it has, or never will.
     pub async fn flushed(&self) {
         if let Over::H2(link) = &self.0 {
@@ -272,6 +302,37 @@ impl Link {
             Over::Quic(connection, _) => connection.close(0u32.into(), reason.as_bytes()),
             Over::H2(link) => link.close(reason),
         }
+    }
+}
+
+/// How long nothing was heard on a link. Each side closes one that is quiet for [`DEAD_AFTER`]: where packets get
+/// through in one direction only, the other side learns of it so.
+#[derive(Debug)]
+pub struct Quiet {
+    heard: u64,
+    since: Instant,
+}
+
+impl Quiet {
+    /// From now on.
+    #[must_use]
+    pub fn on(link: &Link) -> Self {
+        Self { heard: link.heard(), since: Instant::now() }
+    }
+
+    /// Closes the link if it has been quiet for too long, and says whether it has. To be called every second or so.
+    pub fn ends(&mut self, link: &Link) -> bool {
+        // Looks that come a little early are as good.
+        const EARLY: Duration = Duration::from_millis(100);
+        let heard = link.heard();
+        if heard != self.heard {
+            (self.heard, self.since) = (heard, Instant::now());
+        }
+        let is_dead = self.since.elapsed() + EARLY >= DEAD_AFTER;
+        if is_dead {
+            link.close("nothing was heard any more");
+        }
+        is_dead
     }
 }
 

@@ -98,7 +98,15 @@ fn each_mechanism_is_named_in_one_place() {
                 "tunnel-client/src/tunnel/dial.rs",
             ][..],
         ),
-        ("h2::", &["protocol/src/link.rs", "protocol/src/link/h2.rs", "protocol/src/link/stream.rs"][..]),
+        (
+            "h2::",
+            &[
+                "protocol/src/link.rs",
+                "protocol/src/link/h2.rs",
+                "protocol/src/link/h2/halves.rs",
+                "protocol/src/link/stream.rs",
+            ][..],
+        ),
         (
             "rusqlite::",
             &[

@@ -121,7 +121,10 @@ async fn what_was_sent_before_a_close_arrives_and_the_reason_too() {
     assert_eq!(received, Some(hello));
     let (mut near, mut far) = stream(&relay, &client).await;
     let text = vec![b'x'; 300 << 10];
-    near.sender.send(&mut [start(text.len()), text.clone().into(), Bytes::from_static(frame::END)]).await.expect("sent");
+    near.sender
+        .send(&mut [start(text.len()), text.clone().into(), Bytes::from_static(frame::END)])
+        .await
+        .expect("sent");
     near.sender.finish();
     let read = tokio::join!(body(&mut far), async { relay.close("the token was revoked") }).0;
     assert_eq!(read.expect("it arrives"), text);
@@ -168,27 +171,27 @@ async fn a_link_that_falls_silent_is_dead_within_six_seconds() {
     let (near, middle) = tokio::io::duplex(64 << 10);
     let (other, far) = tokio::io::duplex(64 << 10);
     let cut = tokio_util::sync::CancellationToken::new();
-    let wire = {
-        let cut = cut.clone();
-        tokio::task::spawn(async move {
-            let ((mut a, mut b), (mut c, mut d)) = (tokio::io::split(middle), tokio::io::split(other));
-            let copied = async {
-                let _ = tokio::join!(tokio::io::copy(&mut a, &mut d), tokio::io::copy(&mut c, &mut b));
-            };
-            // Neither end nor error: nothing passes any more.
-            cut.run_until_cancelled(copied).await;
-            std::future::pending::<()>().await;
-        })
+    let wire = async {
+        let ((mut a, mut b), (mut c, mut d)) = (tokio::io::split(middle), tokio::io::split(other));
+        let copied = async { tokio::join!(tokio::io::copy(&mut a, &mut d), tokio::io::copy(&mut c, &mut b)) };
+        // Neither end nor error: nothing passes any more.
+        cut.run_until_cancelled(copied).await;
+        std::future::pending::<()>().await;
     };
-    let (relay, client) = both(near, far).await;
-    let (mut near, mut far) = stream(&relay, &client).await;
-    near.sender.send(&mut [data(b"x")]).await.expect("sent");
-    assert_eq!(far.receiver.frame().await, Ok(Some(Frame::Head(Bytes::from_static(b"head")))));
-    cut.cancel();
-    let dead = async { tokio::join!(relay.closed(), client.closed()) };
-    let dead = tokio::time::timeout(Duration::from_secs(6), dead).await.expect("both sides notice");
-    assert_eq!(dead, (LinkError::TimedOut, LinkError::TimedOut));
-    wire.abort();
+    let noticed = async {
+        let (relay, client) = both(near, far).await;
+        let (mut near, mut far) = stream(&relay, &client).await;
+        near.sender.send(&mut [data(b"x")]).await.expect("sent");
+        assert_eq!(far.receiver.frame().await, Ok(Some(Frame::Head(Bytes::from_static(b"head")))));
+        cut.cancel();
+        let dead = async { tokio::join!(relay.closed(), client.closed()) };
+        let dead = tokio::time::timeout(Duration::from_secs(6), dead).await.expect("both sides notice");
+        assert_eq!(dead, (LinkError::TimedOut, LinkError::TimedOut));
+    };
+    tokio::select! {
+        () = noticed => {}
+        () = wire => unreachable!("it has no end"),
+    }
 }
 
 #[tokio::test]

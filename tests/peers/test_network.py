@@ -5,6 +5,7 @@ relay namespace  10.77.0.1 ══ veth ══ 10.77.0.2  client namespace, with 
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import queue
@@ -25,6 +26,7 @@ SLACK = 3.0  # for a busy machine of two cores
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
+_numbers = itertools.count()
 
 
 def ip(*words):
@@ -58,7 +60,7 @@ def possible():
 
 class Namespace:
     def __init__(self, name):
-        self.name = f"hw-{name}-{os.getpid()}"
+        self.name = f"hw-{name}-{os.getpid()}-{next(_numbers)}"
         ip("netns", "add", self.name)
         self.ip("link", "set", "lo", "up")
 
@@ -92,13 +94,29 @@ class Namespace:
         subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
 
 
+def join(*ends):
+    """A veth pair between two namespaces: for each end (namespace, device, address)."""
+    (one, device, _), (other, peer, _) = ends
+    ip("link", "add", device, "netns", one.name, "type", "veth", "peer", "name", peer, "netns", other.name)
+    for namespace, name, address in ends:
+        namespace.ip("address", "add", address, "dev", name)
+        namespace.ip("link", "set", name, "up")
+
+
 class Net:
     """Relay, client and app across a link, and a sender beside the relay."""
 
+    # The client's own, in /etc: the relay's certificate covers its domain, not the address of this link.
+    files = {"hosts": f"10.77.0.1 {DOMAIN}\n"}
+    client = None
+
     def __init__(self, folder, transport, udp=True):
-        self.stack = contextlib.ExitStack()
+        """No client is started without a transport: see `connect`."""
+        self.folder, self.stack = folder, contextlib.ExitStack()
         try:
-            self._start(folder, transport, udp)
+            self._start(udp)
+            if transport:
+                self.connect(transport)
         except BaseException:
             self.stack.close()
             raise
@@ -113,41 +131,41 @@ class Net:
         self.stack.callback(program.stop)
         return program
 
-    def _start(self, folder, transport, udp):
-        self.near, self.far = self._namespace("relay"), self._namespace("client")
-        ip("link", "add", "hwr", "netns", self.near.name, "type", "veth", "peer", "name", "hwc", "netns", self.far.name)
-        self.near.ip("address", "add", "10.77.0.1/24", "dev", "hwr")
-        self.far.ip("address", "add", "10.77.0.2/24", "dev", "hwc")
-        self.near.ip("link", "set", "hwr", "up")
-        self.far.ip("link", "set", "hwc", "up")
+    def _link(self):
+        """What joins the two."""
+        join((self.near, "hwr", "10.77.0.1/24"), (self.far, "hwc", "10.77.0.2/24"))
 
+    def _start(self, udp):
+        self.near, self.far = self._namespace("relay"), self._namespace("client")
+        self._link()
         if not udp:
             self.stack.enter_context(udp_blocked(self.near))
 
-        data = folder / "data"
+        data = self.folder / "data"
         listen = ("--https", "10.77.0.1:0", "--http", "off", "--admin", "off")
         serve = ("run", "--domain", DOMAIN, "--data-dir", data, "--tls", "self-signed", "--rate", "off", "--json")
-        self.relay = self._program("relay", self.near.command(HOOKWAY_RELAY, *serve, *listen), folder / "relay")
+        self.relay = self._program("relay", self.near.command(HOOKWAY_RELAY, *serve, *listen), self.folder / "relay")
         ready = self.relay.event("ready")
         self.ca, self.port = ready["ca"], int(ready["https"].rpartition(":")[2])
         create = [HOOKWAY_RELAY, "token", "create", "--name", "ci", "--json", "--data-dir", data]
-        token = json.loads(subprocess.run(create, check=True, capture_output=True).stdout)["token"]
-
+        self.token = json.loads(subprocess.run(create, check=True, capture_output=True).stdout)["token"]
         self.app = self.stack.enter_context(self.far.inside(RawApp))
-        # The relay's certificate covers its domain, not the address of this link.
-        (folder / "hosts").write_text(f"10.77.0.1 {DOMAIN}\n")
-        there = (
-            "--relay",
-            f"{DOMAIN}:{self.port}",
-            "--relay-ca",
-            self.ca,
-            *(("--transport", transport) if FALLBACK else ()),
-        )
-        words = (HOOKWAY, self.app.address, "-n", "billing", *there, "--json")
-        environment = {"HOOKWAY_TOKEN": token}
-        hosts = ("sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', folder / "hosts")
-        self.client = self._program("client", self.far.command(*hosts, *words), folder / "client", environment)
-        self.client.event("ready")
+
+    def connect(self, transport, *flags, ready=True, title="client", **environment):
+        """The client, started; one before it is to be stopped first."""
+        etc = self.folder / "etc"
+        etc.mkdir(exist_ok=True)
+        for name, text in self.files.items():
+            (etc / name).write_text(text)
+        own = ("sh", "-ec", 'for file in "$0"/*; do mount --bind "$file" /etc/"${file##*/}"; done; exec "$@"', etc)
+        words = (HOOKWAY, self.app.address, "-n", "billing", "--relay", f"{DOMAIN}:{self.port}", "--relay-ca", self.ca)
+        how = ("--transport", transport) if FALLBACK else ()
+        command = self.far.command(*own, *words, *how, "--json", *flags)
+        environment = {"HOOKWAY_TOKEN": self.token} | environment
+        self.client = self._program(title, command, self.folder / "client", environment)
+        if ready:
+            self.client.event("ready")
+        return self.client
 
     def wire(self, timeout=20.0):
         """A sender's connection, made beside the relay."""
@@ -328,14 +346,18 @@ def test_senders_do_not_wait_for_a_client_that_naps(net):
 
 
 @contextlib.contextmanager
-def udp_blocked(namespace):
-    """The relay's host drops every datagram that leaves it, silently for the client."""
-    rule = ("pref", "10", "ipproto", "udp", "blackhole")
+def blocked(namespace, protocol, action="blackhole"):
+    """What of this protocol leaves the namespace, or passes through it, is dropped: silently for the other side."""
+    rule = ("pref", "10", "ipproto", protocol, action)
     namespace.ip("rule", "add", *rule)
     try:
         yield
     finally:
         namespace.ip("rule", "delete", *rule)
+
+
+def udp_blocked(namespace):
+    return blocked(namespace, "udp")
 
 
 @needs_fallback

@@ -592,25 +592,28 @@ class Hostile:
             self._ready.set()
 
 
+def put_reply(world, hostile, name):
+    """The sender gets a clean answer or a connection that ends uncleanly, never somebody's injected bytes."""
+    hostile.reply = REPLIES[name]
+    with world.wire("hostile", timeout=8) as wire:
+        wire.send(request("GET", "/x", host=f"hostile.{DOMAIN}"))
+        try:
+            reply = wire.reply()
+        except Closed as cut:
+            reply = None
+            assert not cut.args[0], f"half an answer: {cut}"
+    assert (reply is not None and reply.status == 200 and reply.complete) == (name in ANSWERED_WHOLE), reply
+    if reply is not None:
+        assert reply.header("x-evil") is None
+        assert reply.header("upgrade") is None and 200 <= reply.status < 600
+        assert b"smuggled" not in reply.body
+        assert reply.body == b"hello" or name not in ANSWERED_WHOLE, reply
+
+
 @pytest.mark.parametrize("name", REPLIES)
 def test_a_reply_that_is_none(good, name):
-    """The sender gets a clean answer or a connection that ends uncleanly, never somebody's injected bytes."""
-    world = good.world
-    with Hostile(world, "hostile", world.default_token) as hostile:
-        hostile.reply = REPLIES[name]
-        with world.wire("hostile", timeout=8) as wire:
-            wire.send(request("GET", "/x", host=f"hostile.{DOMAIN}"))
-            try:
-                reply = wire.reply()
-            except Closed as cut:
-                reply = None
-                assert not cut.args[0], f"half an answer: {cut}"
-        assert (reply is not None and reply.status == 200 and reply.complete) == (name in ANSWERED_WHOLE), reply
-        if reply is not None:
-            assert reply.header("x-evil") is None
-            assert reply.header("upgrade") is None and 200 <= reply.status < 600
-            assert b"smuggled" not in reply.body
-            assert reply.body == b"hello" or name not in ANSWERED_WHOLE, reply
+    with Hostile(good.world, "hostile", good.world.default_token) as hostile:
+        put_reply(good.world, hostile, name)
     good.check()
 
 

@@ -23,7 +23,7 @@ use crate::forwarder::HostHeader;
 use crate::history::Which;
 use crate::signature::Known;
 use crate::target::Target;
-use crate::tunnel::{Transports, RelayAddress};
+use crate::tunnel::{RelayAddress, Transports};
 use values::{assignment, header, host_header, moment, target, time};
 
 /// Receive webhooks on your own machine: `hookway 3000` puts what is sent to a public URL to port 3000.

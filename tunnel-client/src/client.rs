@@ -17,7 +17,7 @@ use crate::forwarder::{Forwarder, Route, Settings as ForwardSettings};
 use crate::history::{History, Listed, Recorder};
 use crate::replay::Replayer;
 use crate::target::{InvalidTarget, Target};
-use crate::tunnel::{self, Transports, ConnectError, Letters, RelayAddress, Tunnel, Welcomed};
+use crate::tunnel::{self, ConnectError, Letters, RelayAddress, Transports, Tunnel, Welcomed};
 use crate::webhook::{Kept, Webhooks};
 
 /// So many events of earlier runs are known.

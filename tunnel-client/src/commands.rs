@@ -218,7 +218,9 @@ impl From<ConnectError> for Failure {
                 let next = match cause.contains("certificate") {
                     true => "if the relay has a CA of its own, ask its operator for the file:  --relay-ca FILE".into(),
                     false => {
-                        format!("check the name and that UDP reaches {relay}; or name another:  --relay HOST[:PORT]")
+                        format!(
+                            "check the name, and that this network lets you through to {relay}; or name another:  --relay HOST[:PORT]"
+                        )
                     }
                 };
                 Self::new(3, what).cause(cause).next(next)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hookway_protocol::host::Host;
-use hookway_protocol::link::{Link, Transport};
+use hookway_protocol::link::{Link, LinkError, Transport};
 use hookway_protocol::message::{Code, Queueing};
 use hookway_protocol::seal::OpeningKey;
 use tokio::sync::mpsc;
@@ -211,9 +211,10 @@ pub(crate) async fn run(
     let over = stop.child_token();
     let left = TaskTracker::new();
     let keeper = Keeper { settings, dialer, forwarder, recorder, questions, over, left: left.clone() };
-    let over = keeper.over.clone();
+    // Also when nobody waits for its end any more.
+    let over = keeper.over.clone().drop_guard();
     let end = keeper.run().await;
-    over.cancel();
+    drop(over);
     left.close();
     left.wait().await;
     end
@@ -252,6 +253,7 @@ impl Keeper {
                         End::Stopped => return Ok(()),
                         End::TakenOver(reason) => return Err(ConnectError::TakenOver { reason }),
                         End::Lost(reason) => events.tell(Event::Down { reason }),
+                        End::Silent => events.tell(Event::Down { reason: LinkError::TimedOut.to_string() }),
                     }
                 }
                 Err(
@@ -280,8 +282,7 @@ impl Keeper {
     /// Says hello on a link, asking for these endpoints.
     async fn open(&self, link: Link, endpoints: Vec<String>) -> Result<Session, ConnectError> {
         let settings = Settings { endpoints, ..self.settings.clone() };
-        let (session, welcomed) =
-            Session::open(link, &settings, self.forwarder.clone(), self.recorder.clone()).await?;
+        let (session, welcomed) = Session::open(link, &settings, self.forwarder.clone(), self.recorder.clone()).await?;
         self.recorder.events().tell(Event::Up(welcomed));
         Ok(session)
     }
@@ -294,31 +295,36 @@ impl Keeper {
             let leave = self.over.child_token();
             let serving = session.serve(leave.clone(), self.over.clone(), self.questions.clone());
             let mut serving = Box::pin(serving);
-            let better = async {
-                let link = self.dialer.better(transport).await;
-                held.moving();
-                self.open(link, held.endpoints()).await
-            };
-            let moved = tokio::select! {
-                ended = &mut serving => {
-                    self.dialer.ended(transport, since.elapsed(), ended.timed_out);
-                    return ended;
+            let moved = loop {
+                let better = async {
+                    let link = self.dialer.better(transport).await;
+                    held.moving();
+                    self.open(link, held.endpoints()).await
+                };
+                let moved = tokio::select! {
+                    ended = &mut serving => {
+                        self.dialer.ended(transport, since.elapsed(), matches!(ended.why, End::Silent));
+                        return ended;
+                    }
+                    moved = better => moved,
+                };
+                let Err(error) = &moved else { break moved };
+                self.dialer.failed_over_quic();
+                if !held.stays(matches!(error, ConnectError::Refused { .. })) {
+                    break moved;
                 }
-                moved = better => moved,
+                tracing::debug!(%error, "not moved");
             };
-            match moved {
-                Ok(next) => {
-                    leave.cancel();
-                    self.left.spawn(serving);
-                    session = next;
-                }
+            // What it has in flight is finished there, whoever serves the endpoints now.
+            leave.cancel();
+            self.left.spawn(serving);
+            session = match moved {
+                Ok(next) => next,
                 Err(error) => {
-                    // Whose the endpoints are now is not known: the next session has them for sure.
-                    self.dialer.failed_over_quic();
                     let why = End::Lost(format!("moving to QUIC failed: {}", error.cause()));
-                    return Ended { why, endpoints: held.endpoints(), back_in: None, timed_out: false };
+                    return Ended { why, endpoints: held.endpoints(), back_in: None };
                 }
-            }
+            };
         }
     }
 }
@@ -339,8 +345,7 @@ async fn pause(length: Duration, relay: &RelayAddress) {
 /// The address this machine would speak to the relay from; nothing is sent. Names are not looked up for it: any
 /// far address shows whether there is a network.
 fn local_address(relay: &RelayAddress) -> Option<std::net::IpAddr> {
-    let ip =
-        relay.name().parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+    let ip = relay.name().parse().unwrap_or_else(|_| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
     let any: std::net::SocketAddr = match ip {
         std::net::IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         std::net::IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),

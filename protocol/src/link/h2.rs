@@ -1,26 +1,30 @@
 //! HTTP/2 (RFC 9113) as a link, with its roles reversed: the client dials and is the HTTP/2 server, the relay opens a
 //! stream an exchange. The path says what a stream is for; on it go the same frames as over QUIC, either way.
 
+mod halves;
+mod watched;
+
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use h2::client::{self, ResponseFuture, SendRequest};
+use bytes::Bytes;
+use h2::client::{self, SendRequest};
 use h2::server::{self, SendResponse};
-use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::{HeaderName, HeaderValue, Request, Response, Uri};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{DEAD_AFTER, KEEP_ALIVE, LINK_WINDOW, LinkError, STREAM_WINDOW, Side, StreamError};
+pub(super) use halves::{Receiver, Sender};
+use watched::Watched;
 
 /// Streams that the relay may have open at once.
 pub(super) const MAX_STREAMS: u32 = 4096;
@@ -70,6 +74,8 @@ struct State {
     blocked: AtomicBool,
     end: OnceLock<LinkError>,
     reason: OnceLock<String>,
+    /// Cancelled when it is to end with its streams.
+    draining: CancellationToken,
     /// Cancelled when the link is of no more use.
     ended: CancellationToken,
     /// Cancelled when its task is over.
@@ -83,7 +89,7 @@ impl H2 {
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         remote: SocketAddr,
     ) -> io::Result<Self> {
-        let (ended, over) = (CancellationToken::new(), CancellationToken::new());
+        let [draining, ended, over] = std::array::from_fn(|_| CancellationToken::new());
         let state = Arc::new(State {
             remote,
             heard: AtomicU64::new(0),
@@ -91,6 +97,7 @@ impl H2 {
             blocked: AtomicBool::new(false),
             end: OnceLock::new(),
             reason: OnceLock::new(),
+            draining,
             ended,
             over,
         });
@@ -159,6 +166,11 @@ impl H2 {
         self.state.why()
     }
 
+    pub(super) async fn drained(&self) {
+        self.state.draining.cancel();
+        self.state.over.cancelled().await;
+    }
+
     pub(super) async fn flushed(&self) {
         self.state.over.cancelled().await;
     }
@@ -184,14 +196,13 @@ impl State {
             return Err(self.why());
         }
         let opened = opener.clone().send_request(request(path), false);
-        let (response, send) = opened.map_err(|error| self.end.get().cloned().unwrap_or(LinkError::broken(&error)))?;
-        let sender = Sender { send, finished: false, state: self.clone() };
-        Ok((sender, Receiver { recv: Receiving::Awaited(response), state: self.clone() }).into())
+        let (response, send) = opened.map_err(|error| self.end.get().cloned().unwrap_or(LinkError::of_h2(&error)))?;
+        Ok(halves::opened(send, response, self))
     }
 
     /// What an error of a stream means.
     fn lost(&self, error: &h2::Error) -> StreamError {
-        let link = || self.end.get().cloned().unwrap_or_else(|| LinkError::broken(error));
+        let link = || self.end.get().cloned().unwrap_or_else(|| LinkError::of_h2(error));
         let refused = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
         match error {
             // Said of streams that were not looked at (RFC 9113 §6.8, §8.7).
@@ -249,11 +260,7 @@ fn spawn(state: &Arc<State>, run: impl Future<Output = LinkError> + Send + 'stat
 }
 
 /// The relay's side: opens streams until the link ends, then tells the client why.
-async fn open<T>(
-    mut connection: client::Connection<T>,
-    mut opener: SendRequest<Bytes>,
-    state: Arc<State>,
-) -> LinkError
+async fn open<T>(mut connection: client::Connection<T>, mut opener: SendRequest<Bytes>, state: Arc<State>) -> LinkError
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
@@ -286,22 +293,29 @@ where
 {
     let Some(mut pulse) = Pulse::new(connection.ping_pong(), &state) else { return LinkError::ClosedHere };
     let why = loop {
+        let is_draining = state.draining.is_cancelled();
         let next = tokio::select! {
             biased;
             next = connection.accept() => next,
             () = pulse.stops() => return LinkError::TimedOut,
+            () = state.draining.cancelled(), if !is_draining => {
+                connection.graceful_shutdown();
+                continue;
+            }
             () = state.ended.cancelled() => break LinkError::ClosedHere,
         };
         let (request, respond) = match next {
             Some(Ok(next)) => next,
-            Some(Err(error)) => return LinkError::broken(&error),
+            Some(Err(error)) => return LinkError::of_h2(&error),
+            None if is_draining => return LinkError::ClosedHere,
             None => return ended(Ok(())),
         };
         if request.uri().path() == CLOSE {
             let reason = request.headers().get(REASON);
             break LinkError::closed(reason.map_or(b"without a reason", HeaderValue::as_bytes));
         }
-        if taken.try_send(Untaken(Some((request.into_body(), respond)))).is_err() {
+        let untaken = Untaken(Some((request.into_body(), respond)));
+        if !is_draining && taken.try_send(untaken).is_err() {
             return LinkError::Broken("more streams than are allowed".into());
         }
     };
@@ -343,8 +357,7 @@ impl Untaken {
     fn take(mut self, state: &Arc<State>) -> Option<super::Stream> {
         let (recv, mut respond) = self.0.take()?;
         let send = respond.send_response(Response::new(()), false).ok()?;
-        let sender = Sender { send, finished: false, state: state.clone() };
-        Some((sender, Receiver { recv: Receiving::Body(recv), state: state.clone() }).into())
+        Some(halves::accepted(send, recv, state))
     }
 }
 
@@ -360,7 +373,7 @@ impl Drop for Untaken {
 fn ended(end: Result<(), h2::Error>) -> LinkError {
     match end {
         Ok(()) => LinkError::Closed("it ended the connection".into()),
-        Err(error) => LinkError::broken(&error),
+        Err(error) => LinkError::of_h2(&error),
     }
 }
 
@@ -402,158 +415,5 @@ impl Pulse {
                 }
             }
         }
-    }
-}
-
-/// The sending half of a stream.
-#[derive(Debug)]
-pub(super) struct Sender {
-    send: SendStream<Bytes>,
-    finished: bool,
-    state: Arc<State>,
-}
-
-impl Sender {
-    /// Sends all pieces, waiting for the windows.
-    pub(super) async fn send(&mut self, pieces: &mut [Bytes]) -> Result<(), StreamError> {
-        let total: usize = pieces.iter().map(Bytes::len).sum();
-        if total <= ONE_FRAME && pieces.len() > 1 {
-            let mut one = BytesMut::with_capacity(total);
-            pieces.iter().for_each(|piece| one.extend_from_slice(piece));
-            return self.send_piece(one.freeze()).await;
-        }
-        for piece in pieces {
-            self.send_piece(std::mem::take(piece)).await?;
-        }
-        Ok(())
-    }
-
-    async fn send_piece(&mut self, mut piece: Bytes) -> Result<(), StreamError> {
-        while !piece.is_empty() {
-            self.send.reserve_capacity(piece.len());
-            let room = match self.send.capacity() {
-                // Only a change is told.
-                0 => poll_fn(|cx| self.send.poll_capacity(cx)).await,
-                room => Some(Ok(room)),
-            };
-            let room = room.ok_or(StreamError::Aborted)?.map_err(|error| self.state.lost(&error))?;
-            let next = piece.split_to(room.min(piece.len()));
-            self.send.send_data(next, false).map_err(|error| self.state.lost(&error))?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn finish(&mut self) {
-        if !std::mem::replace(&mut self.finished, true) {
-            let _ = self.send.send_data(Bytes::new(), true);
-        }
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.finished = true;
-        self.send.send_reset(Reason::CANCEL);
-    }
-
-    pub(super) async fn stopped(&mut self) {
-        let _ = poll_fn(|cx| self.send.poll_reset(cx)).await;
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        // The end, be it in the middle of an exchange.
-        self.finish();
-    }
-}
-
-/// The receiving half of a stream.
-#[derive(Debug)]
-pub(super) struct Receiver {
-    recv: Receiving,
-    state: Arc<State>,
-}
-
-#[derive(Debug)]
-enum Receiving {
-    /// The other side has said nothing on it yet.
-    Awaited(ResponseFuture),
-    Body(RecvStream),
-}
-
-impl Receiver {
-    /// The next piece; an empty one is the end.
-    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, StreamError>> {
-        let recv = match &mut self.recv {
-            Receiving::Body(recv) => recv,
-            Receiving::Awaited(response) => {
-                let response = ready!(Pin::new(response).poll(cx)).map_err(|error| self.state.lost(&error))?;
-                self.recv = Receiving::Body(response.into_body());
-                return self.poll_piece(cx);
-            }
-        };
-        loop {
-            match ready!(recv.poll_data(cx)) {
-                Some(Ok(piece)) => {
-                    // It is in a buffer of ours from now on, and no more is read before that is used up.
-                    let _ = recv.flow_control().release_capacity(piece.len());
-                    if !piece.is_empty() {
-                        return Poll::Ready(Ok(piece));
-                    }
-                }
-                Some(Err(error)) => return Poll::Ready(Err(self.state.lost(&error))),
-                None => return Poll::Ready(Ok(Bytes::new())),
-            }
-        }
-    }
-}
-
-/// Knows what is read, and whether the socket takes what is written.
-struct Watched<T> {
-    io: T,
-    state: Arc<State>,
-}
-
-impl<T> Watched<T> {
-    fn wrote<O>(&self, wrote: Poll<O>) -> Poll<O> {
-        self.state.blocked.store(wrote.is_pending(), Ordering::Relaxed);
-        wrote
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
-        self.state.heard.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.wrote(wrote)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
-        self.wrote(wrote)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.wrote(flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

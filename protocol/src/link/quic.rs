@@ -24,7 +24,8 @@ pub fn transport(side: Side) -> Arc<TransportConfig> {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(LINK_WINDOW.into())
         .send_window(LINK_WINDOW.into())
-        .max_idle_timeout(Some(DEAD_AFTER.try_into().expect("4 s fit a varint")))
+        // Each side looks by itself; this is for what no session looks after.
+        .max_idle_timeout(Some((DEAD_AFTER * 2).try_into().expect("8 s fit a varint")))
         .keep_alive_interval(Some(KEEP_ALIVE));
     Arc::new(transport)
 }

@@ -218,6 +218,15 @@ impl Receiver {
         Poll::Ready(Ok(count))
     }
 
+    /// Waits for what must not come before the reply's head: informational answers, which HTTP/2 keeps without a limit
+    /// while nobody asks for them.
+    pub async fn misbehaves(&mut self) -> StreamError {
+        match &mut self.recv {
+            Receiving::Quic(_) => std::future::pending().await,
+            Receiving::H2(recv) => recv.misbehaves().await,
+        }
+    }
+
     /// Gives memory back that only an idle stream would hold. `false` when something was sent after `END`: the
     /// stream must not carry another exchange then.
     #[must_use]

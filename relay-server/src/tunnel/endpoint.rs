@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
-use hookway_protocol::link::{self, Link, LinkError, Side, StreamError};
+use hookway_protocol::link::{self, Link, LinkError, Quiet, Side, StreamError};
 use hookway_protocol::message::{
     ClientMessage, FromClient, FromRelay, GoAway, Hello, Pong, RelayMessage, Released, Welcome,
 };
@@ -291,10 +291,15 @@ impl Tunnel {
         let link::Control { mut sender, mut receiver } = control;
         let (mut told, mut leaving) = (false, false);
         let mut looks = tokio::time::interval(LOOKED_AFTER);
+        let mut quiet = Quiet::on(&session.link);
         loop {
             claims.retain(|claim| !claim.is_over());
             let message = tokio::select! {
-                end = session.link.closed() => return end,
+                end = session.link.closed() => return match end {
+                    // Over TCP it hangs up when it has left.
+                    LinkError::Broken(_) if leaving => LinkError::Closed("it has left".into()),
+                    end => end,
+                },
                 received = receiver.receive::<FromClient>(), if !leaving => match received {
                     Ok(Some(FromClient { message: Some(message) })) => self.reply(message, &claims, &mut news).await,
                     Ok(Some(_)) => None,
@@ -313,6 +318,9 @@ impl Tunnel {
                 },
                 message = released.recv() => message.map(RelayMessage::Released),
                 _ = looks.tick() => {
+                    if quiet.ends(&session.link) {
+                        return LinkError::TimedOut;
+                    }
                     let next = claims.iter().find_map(|claim| news.of(claim));
                     if next.is_some() {
                         // One after the other.

@@ -96,6 +96,7 @@ impl Session {
 
     async fn exchange(self: &Arc<Self>, delivery: &mut Delivery) -> Result<Reply, Undelivered> {
         let Delivery { head, body, pass, keep, .. } = delivery;
+        let acked = self.link.acked();
         let Stream { mut sender, mut receiver } = self.stream().await.map_err(Undelivered::Unsent)?;
         let mut out = BytesMut::with_capacity(1024);
         frame::put_head(&mut out, |out| head.encode(out));
@@ -115,7 +116,8 @@ impl Session {
                 tokio::select! {
                     biased;
                     sent = sender.send(&mut pieces) => sent.map_err(|error| undelivered(error, true))?,
-                    () = self.silence() => return Err(Undelivered::Silent),
+                    () = self.silence(acked) => return Err(Undelivered::Silent),
+                    error = receiver.misbehaves() => return Err(Undelivered::Lost(error)),
                 }
                 (Some(sender), None)
             }
@@ -143,7 +145,7 @@ impl Session {
             biased;
             error = faulty => return Err(Undelivered::Body(error)),
             reply = receiver.frame() => reply,
-            () = self.silence(), if matches!(body, Body::Whole(..)) => return Err(Undelivered::Silent),
+            () = self.silence(acked), if matches!(body, Body::Whole(..)) => return Err(Undelivered::Silent),
         };
         let reply = match reply {
             Ok(Some(Frame::Head(bytes))) => ReplyHead::decode(&bytes).map_err(StreamError::from),
@@ -176,13 +178,17 @@ impl Session {
         }
     }
 
-    /// Waits until nothing has been heard from the client for [`SILENT_FOR`]; it says something more often than that.
-    async fn silence(&self) {
+    /// Waits until nothing has been heard from the client for [`SILENT_FOR`]; it says something more often than that. What
+    /// it says counts once it has got anything since `acked`.
+    async fn silence(&self, acked: u128) {
         const LOOKS: u32 = 4;
-        let (mut heard, mut quiet) = (self.link.heard(), 0);
+        // Over a long way the two sides' words come further apart.
+        let patience = SILENT_FOR + 2 * self.link.rtt().min(SILENT_FOR);
+        let sign = || if self.link.acked() == acked { 0 } else { self.link.heard() };
+        let (mut heard, mut quiet) = (sign(), 0);
         while quiet < LOOKS {
-            tokio::time::sleep(SILENT_FOR / LOOKS).await;
-            let now = self.link.heard();
+            tokio::time::sleep(patience / LOOKS).await;
+            let now = sign();
             quiet = if now == heard { quiet + 1 } else { 0 };
             heard = now;
         }

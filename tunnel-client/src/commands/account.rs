@@ -14,7 +14,7 @@ use crate::config::{self, Files};
 use crate::harmless;
 use crate::output::{Failure, Output};
 use crate::target::Target;
-use crate::tunnel::{Transports, self, RelayAddress, Welcomed};
+use crate::tunnel::{self, RelayAddress, Transports, Welcomed};
 
 /// Where a token could have come from.
 pub(super) const NO_TOKEN: &str = "neither HOOKWAY_TOKEN, --token-file nor a login gives one";

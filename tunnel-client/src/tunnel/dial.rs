@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
 
 use super::{ConnectError, RelayAddress, Settings, pause};
-use networks::{First, Networks};
+use networks::Networks;
 use tls::Tls;
 
 /// One address of the relay is tried for this long.
@@ -32,7 +32,7 @@ const MAX_ADDRESSES: usize = 8;
 const ALONE: Duration = Duration::from_millis(500);
 
 /// QUIC goes on for this long when TCP has failed.
-const QUIC_ALONE: Duration = Duration::from_millis(1500);
+const QUIC_ALONE: Duration = Duration::from_secs(3);
 
 /// Which transports may carry the link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -80,7 +80,9 @@ impl Dialer {
     /// A link to the relay, its name looked up afresh.
     pub(super) async fn dial(&self) -> Result<Link, ConnectError> {
         let dialled = match self.choice {
-            Transports::Quic => self.quic().await.map_err(|why| format!("{why}; --transport auto goes on over TCP then")),
+            Transports::Quic => {
+                self.quic().await.map_err(|why| format!("{why}; --transport auto goes on over TCP then"))
+            }
             Transports::H2 => self.h2().await,
             Transports::Auto => self.race().await,
         };
@@ -90,9 +92,8 @@ impl Dialer {
     /// The transport that connects first; the likelier one is tried alone for a moment.
     async fn race(&self) -> Result<Link, String> {
         let (quic_waits, h2_waits) = match self.networks.first() {
-            First::Quic => (Duration::ZERO, ALONE),
-            First::Both => (Duration::ZERO, Duration::ZERO),
-            First::H2 => (ALONE, Duration::ZERO),
+            Transport::Quic => (Duration::ZERO, ALONE),
+            Transport::H2 => (ALONE, Duration::ZERO),
         };
         let quic = self.quic();
         let h2 = self.h2();
@@ -102,10 +103,12 @@ impl Dialer {
         let alone_after = tokio::time::sleep(TRY_FOR);
         tokio::pin!(quic_waits, h2_waits, alone_after);
         let (mut over_quic, mut over_h2): (Option<String>, Option<String>) = (None, None);
+        let mut had_a_chance = false;
         loop {
             // One that has failed makes way.
             let quic_goes = over_quic.is_none() && (quic_waits.is_elapsed() || over_h2.is_some());
             let h2_goes = over_h2.is_none() && (h2_waits.is_elapsed() || over_quic.is_some());
+            had_a_chance |= quic_goes;
             tokio::select! {
                 biased;
                 link = &mut quic, if quic_goes => match link {
@@ -114,7 +117,9 @@ impl Dialer {
                 },
                 link = &mut h2, if h2_goes => match link {
                     Ok(link) => {
-                        self.networks.udp_failed();
+                        if had_a_chance {
+                            self.networks.udp_failed();
+                        }
                         return Ok(link);
                     }
                     Err(why) => {
@@ -142,7 +147,10 @@ impl Dialer {
         loop {
             pause(self.networks.try_again_in(), &self.relay).await;
             match self.quic().await {
-                Ok(link) => return link,
+                Ok(link) => {
+                    self.networks.udp_passes();
+                    return link;
+                }
                 Err(why) => {
                     tracing::debug!(why, "still no QUIC");
                     self.networks.udp_failed();
@@ -157,9 +165,9 @@ impl Dialer {
     }
 
     /// A link was served until now.
-    pub(super) fn ended(&self, over: Transport, lasted: Duration, timed_out: bool) {
+    pub(super) fn ended(&self, over: Transport, lasted: Duration, fell_silent: bool) {
         if over == Transport::Quic {
-            self.networks.udp_worked(lasted, timed_out);
+            self.networks.udp_worked(lasted, fell_silent);
         }
     }
 
@@ -175,13 +183,14 @@ impl Dialer {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let endpoint = quinn::Endpoint::client(any)?;
-        let connecting = endpoint.connect_with(self.quic.clone(), address, self.relay.name()).map_err(io::Error::other)?;
+        let connecting =
+            endpoint.connect_with(self.quic.clone(), address, self.relay.name()).map_err(io::Error::other)?;
         let connection = connecting.await.map_err(io::Error::other)?;
         Ok(Link::quic(Side::Client, connection))
     }
 
     async fn h2(&self) -> Result<Link, String> {
-        if let Some(proxy) = tls::proxy(&self.relay) {
+        if let Some(proxy) = tls::proxy(&self.relay)? {
             let dialled = tokio::time::timeout(TRY_FOR, self.tls.through(&proxy, &self.relay)).await;
             let dialled = dialled.unwrap_or_else(|_| Err(no_answer()));
             return dialled.map_err(|why| format!("{proxy}: {why}"));
@@ -201,10 +210,7 @@ impl Dialer {
 }
 
 /// The first that connects; each address has a head start before the next (RFC 8305 §5). Else the last that failed.
-async fn each<F>(
-    addresses: Vec<SocketAddr>,
-    connect: impl Fn(SocketAddr) -> F,
-) -> Result<Link, (SocketAddr, io::Error)>
+async fn each<F>(addresses: Vec<SocketAddr>, connect: impl Fn(SocketAddr) -> F) -> Result<Link, (SocketAddr, io::Error)>
 where
     F: Future<Output = io::Result<Link>>,
 {

@@ -1,10 +1,9 @@
 //! One connection to the relay: the hello, what the two say to each other, leaving.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use hookway_protocol::link::{Control, Link, LinkError, StreamError, Transport};
+use hookway_protocol::link::{Control, Link, LinkError, Quiet, StreamError, Transport};
 use hookway_protocol::message::{
     self, ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage, Released, Seen,
 };
@@ -44,8 +43,20 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Held {
     endpoints: Mutex<Vec<String>>,
-    /// Another session of this client is taking them over.
-    moving: AtomicBool,
+    moving: Mutex<Moving>,
+}
+
+/// Whether another session of this client takes the endpoints over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moving {
+    No,
+    /// It has said hello, or is about to.
+    Now {
+        /// Some went to it.
+        begun: bool,
+    },
+    /// It failed, and may take them yet.
+    Failed,
 }
 
 impl Held {
@@ -58,9 +69,21 @@ impl Held {
         self.lock().clone()
     }
 
+    fn state(&self) -> MutexGuard<'_, Moving> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Another session of this client takes them over now.
     pub(super) fn moving(&self) {
-        self.moving.store(true, Ordering::Relaxed);
+        *self.state() = Moving::Now { begun: false };
+    }
+
+    /// It could not, and says whether this session still has them. A refusal took nothing.
+    pub(super) fn stays(&self, was_refused: bool) -> bool {
+        let mut state = self.state();
+        let stays = was_refused || *state == Moving::Now { begun: false };
+        *state = if was_refused { Moving::No } else { Moving::Failed };
+        stays
     }
 }
 
@@ -72,8 +95,6 @@ pub(super) struct Ended {
     pub(super) endpoints: Vec<String>,
     /// When the relay wants to see the client again.
     pub(super) back_in: Option<Duration>,
-    /// Nothing was heard from the relay any more.
-    pub(super) timed_out: bool,
 }
 
 /// Why a session ended.
@@ -83,6 +104,8 @@ pub(super) enum End {
     Stopped,
     /// The link is gone.
     Lost(String),
+    /// Nothing was heard on it any more.
+    Silent,
     /// No endpoint is left.
     TakenOver(String),
 }
@@ -124,7 +147,7 @@ impl Session {
             backlogs: welcome.endpoints.iter().filter_map(backlog).collect(),
         };
         let endpoints: Vec<_> = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
-        let held = Arc::new(Held { endpoints: Mutex::new(endpoints), moving: AtomicBool::new(false) });
+        let held = Arc::new(Held { endpoints: Mutex::new(endpoints), moving: Mutex::new(Moving::No) });
         let exchanges = Arc::new(Exchanges::new(forwarder, recorder, settings.opening_key.clone()));
         Ok((Self { link, control, held, exchanges }, welcomed))
     }
@@ -169,16 +192,25 @@ impl Session {
             exchanges.finish(&stop, RELEASED_IN, FLOWS_FOR).await;
             // Closing a link throws away what is still on its way.
             exchanges.end(ARRIVED_IN).await;
+            let in_time = async {
+                stop.cancelled().await;
+                tokio::time::sleep(ARRIVED_IN).await;
+            };
+            tokio::select! {
+                () = link.drained() => {}
+                () = in_time => {}
+            }
         };
         let why = tokio::select! {
             error = accept => lost(&error),
             end = control => end,
             () = finish => End::Stopped,
         };
+        // A link that ends while its client leaves has done its work.
+        let why = if leave.is_cancelled() { End::Stopped } else { why };
         drop(open);
         tokio::join!(exchanges.wait(BROKEN_OFF_IN), link.flushed());
-        let timed_out = link.closed().await == LinkError::TimedOut;
-        Ended { why, endpoints: held.endpoints(), back_in: back_in.into_inner(), timed_out }
+        Ended { why, endpoints: held.endpoints(), back_in: back_in.into_inner() }
     }
 }
 
@@ -190,7 +222,10 @@ fn backlog(endpoint: &hookway_protocol::message::Endpoint) -> Option<Backlog> {
 }
 
 fn lost(error: &LinkError) -> End {
-    End::Lost(error.to_string())
+    match error {
+        LinkError::TimedOut => End::Silent,
+        error => End::Lost(error.to_string()),
+    }
 }
 
 async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessage), StreamError> {
@@ -229,6 +264,7 @@ impl Talk<'_> {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         let (mut pinged, mut pending): (Option<Instant>, _) = (None, Pending::default());
         let mut leaving = false;
+        let mut quiet = Quiet::on(self.link);
         loop {
             if leaving && self.held.lock().is_empty() {
                 self.left.cancel();
@@ -270,6 +306,9 @@ impl Talk<'_> {
                 }
                 _ = ticks.tick() => {
                     self.events.measured(self.link.rtt());
+                    if quiet.ends(self.link) {
+                        return End::Silent;
+                    }
                     if pinged.is_some_and(|at| at.elapsed() > PONG_IN) {
                         return End::Lost("the relay did not answer after the clock had jumped".into());
                     }
@@ -291,9 +330,14 @@ impl Talk<'_> {
     /// An endpoint is no longer ours; the end, if it was the last.
     fn released(&self, released: Released, leaving: bool) -> Option<End> {
         let Released { endpoint, reason } = released;
-        if self.held.moving.load(Ordering::Relaxed) {
-            return None;
-        }
+        let moving = {
+            let mut state = self.held.state();
+            if let Moving::Now { begun } = &mut *state {
+                *begun = true;
+                return None;
+            }
+            *state
+        };
         let is_last = {
             let mut endpoints = self.held.lock();
             let before = endpoints.len();
@@ -304,6 +348,10 @@ impl Talk<'_> {
             return None;
         }
         let why = format!("`{endpoint}`: {reason}");
+        if moving == Moving::Failed {
+            // Most likely it went to our own session that failed: the next has it again.
+            return is_last.then_some(End::Lost(why));
+        }
         self.events.tell(Event::Released { endpoint, reason });
         is_last.then_some(End::TakenOver(why))
     }

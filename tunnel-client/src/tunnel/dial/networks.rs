@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hookway_protocol::link::Transport;
+
 use crate::tunnel::{RelayAddress, local_address};
 
 /// So many networks are known.
@@ -22,17 +24,6 @@ pub(super) struct Networks {
     failures: Mutex<HashMap<Option<IpAddr>, u32>>,
 }
 
-/// What is tried first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum First {
-    /// Nothing speaks against it.
-    Quic,
-    /// It failed the last time.
-    Both,
-    /// It failed more than once.
-    H2,
-}
-
 impl Networks {
     pub(super) fn new(relay: RelayAddress) -> Self {
         Self { relay, failures: Mutex::default() }
@@ -46,12 +37,9 @@ impl Networks {
         self.lock().get(&local_address(&self.relay)).copied().unwrap_or(0)
     }
 
-    pub(super) fn first(&self) -> First {
-        match self.failures() {
-            0 => First::Quic,
-            1 => First::Both,
-            _ => First::H2,
-        }
+    /// What is tried first. Where UDP failed, it does not even race: a network may let its first packets through.
+    pub(super) fn first(&self) -> Transport {
+        if self.failures() == 0 { Transport::Quic } else { Transport::H2 }
     }
 
     pub(super) fn udp_failed(&self) {
@@ -64,11 +52,18 @@ impl Networks {
         *count = count.saturating_add(1);
     }
 
+    /// A link over QUIC was made; whether it lasts is to be seen.
+    pub(super) fn udp_passes(&self) {
+        if let Some(count) = self.lock().get_mut(&local_address(&self.relay)) {
+            *count = (*count).min(1);
+        }
+    }
+
     /// A link over QUIC lasted so long, and then may have fallen silent.
-    pub(super) fn udp_worked(&self, lasted: Duration, timed_out: bool) {
+    pub(super) fn udp_worked(&self, lasted: Duration, fell_silent: bool) {
         if lasted >= STEADY {
             self.lock().remove(&local_address(&self.relay));
-        } else if timed_out {
+        } else if fell_silent {
             self.udp_failed();
         }
     }
@@ -85,17 +80,17 @@ mod tests {
     #[test]
     fn a_network_where_udp_fails_is_remembered_until_it_works_there() {
         let networks = Networks::new("127.0.0.1:1".parse().expect("an address"));
-        assert_eq!((networks.first(), networks.try_again_in()), (First::Quic, AGAIN_IN));
+        assert_eq!((networks.first(), networks.try_again_in()), (Transport::Quic, AGAIN_IN));
         networks.udp_worked(Duration::from_secs(1), false);
-        assert_eq!(networks.first(), First::Quic);
+        assert_eq!(networks.first(), Transport::Quic);
         networks.udp_worked(Duration::from_secs(1), true);
-        assert_eq!((networks.first(), networks.try_again_in()), (First::Both, AGAIN_IN * 2));
+        assert_eq!((networks.first(), networks.try_again_in()), (Transport::H2, AGAIN_IN * 2));
         networks.udp_failed();
-        assert_eq!((networks.first(), networks.try_again_in()), (First::H2, AGAIN_IN * 4));
+        assert_eq!((networks.first(), networks.try_again_in()), (Transport::H2, AGAIN_IN * 4));
         (0..100).for_each(|_| networks.udp_failed());
         assert_eq!(networks.try_again_in(), AGAIN_IN_MOST);
         // It worked for long, and died only then.
         networks.udp_worked(STEADY, true);
-        assert_eq!((networks.first(), networks.try_again_in()), (First::Quic, AGAIN_IN));
+        assert_eq!((networks.first(), networks.try_again_in()), (Transport::Quic, AGAIN_IN));
     }
 }

@@ -73,7 +73,6 @@ async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// An HTTP proxy.
 pub(super) struct Proxy {
-    scheme: String,
     host: String,
     port: u16,
     authorization: Option<HeaderValue>,
@@ -81,35 +80,49 @@ pub(super) struct Proxy {
 
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the proxy {}://{}:{} (HTTPS_PROXY)", self.scheme, self.host, self.port)
+        write!(f, "the proxy http://{}:{} (HTTPS_PROXY)", self.host, self.port)
     }
 }
 
-/// The proxy that the environment names for this relay, if any: `HTTPS_PROXY` or `ALL_PROXY`, not for what `NO_PROXY`
-/// has.
-pub(super) fn proxy(relay: &RelayAddress) -> Option<Proxy> {
-    let uri = Uri::builder().scheme("https").authority(relay.authority()).path_and_query("/").build().ok()?;
-    let found = Matcher::from_env().intercept(&uri)?;
-    let scheme = found.uri().scheme_str().unwrap_or("http").to_owned();
-    let host = found.uri().host()?.trim_matches(['[', ']']).to_owned();
-    let port = found.uri().port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-    Some(Proxy { scheme, host, port, authorization: found.basic_auth().cloned() })
+/// The proxy that the environment names for this relay, if any: `HTTPS_PROXY`, else `ALL_PROXY`, not for what `NO_PROXY`
+/// has. One that cannot be used is an error: it would be passed over in silence.
+pub(super) fn proxy(relay: &RelayAddress) -> Result<Option<Proxy>, String> {
+    let first = |names: [&'static str; 2]| {
+        let mut set = names.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?)));
+        set.find(|(_, value)| !value.trim().is_empty())
+    };
+    let named = first(["HTTPS_PROXY", "https_proxy"]).or_else(|| first(["ALL_PROXY", "all_proxy"]));
+    let Some((name, value)) = named else { return Ok(None) };
+    let besides = first(["NO_PROXY", "no_proxy"]).map(|(_, value)| value).unwrap_or_default();
+    let intercept = |proxy: String| {
+        let uri = Uri::builder().scheme("https").authority(relay.authority()).path_and_query("/").build().ok()?;
+        Matcher::builder().https(proxy).no(besides.clone()).build().intercept(&uri)
+    };
+    if intercept("http://proxy".to_owned()).is_none() {
+        return Ok(None);
+    }
+    let unusable = || format!("{name} is not http://HOST:PORT; no other proxies are used");
+    let text = if value.contains("://") { value } else { format!("http://{value}") };
+    let found = intercept(text).filter(|found| found.uri().scheme_str() == Some("http")).ok_or_else(unusable)?;
+    let host = found.uri().host().map(|host| host.trim_matches(['[', ']']).to_owned()).filter(|host| !host.is_empty());
+    let port = found.uri().port_u16().unwrap_or(80);
+    Ok(Some(Proxy { host: host.ok_or_else(unusable)?, port, authorization: found.basic_auth().cloned() }))
 }
 
 impl Proxy {
     /// Asks for a connection there. What follows is between it and us.
     async fn connect(&self, stream: TcpStream, authority: &str) -> io::Result<impl AsyncRead + AsyncWrite + use<>> {
-        if self.scheme != "http" {
-            return Err(io::Error::other("only http:// proxies are used"));
-        }
         let mut ask = Request::connect(authority).header(HOST, authority);
         ask = ask.header(USER_AGENT, concat!("hookway/", env!("CARGO_PKG_VERSION")));
         if let Some(authorization) = &self.authorization {
             ask = ask.header(PROXY_AUTHORIZATION, authorization);
         }
         let ask = ask.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
-        let (mut sender, connection) =
-            http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_HEAD)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
         let answered = async {
             let answer = sender.send_request(ask).await?;
             let status = answer.status();
