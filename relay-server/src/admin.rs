@@ -12,6 +12,7 @@ use axum::routing::get;
 use hookway_protocol::host::Host;
 use tokio::net::TcpListener;
 
+use crate::certs::{Certs, Expiry};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
@@ -30,29 +31,25 @@ impl Default for Config {
     }
 }
 
+/// What the operator may see.
 #[derive(Debug)]
-struct Admin {
-    metrics: Arc<Metrics>,
-    store: Arc<dyn Store>,
-    queue: Arc<Queue>,
-    shutdown: Shutdown,
+pub(crate) struct Admin {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) certs: Arc<Certs>,
+    pub(crate) shutdown: Shutdown,
 }
 
 /// Serves the admin listener until the relay stops.
-pub(crate) async fn run(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    store: Arc<dyn Store>,
-    queue: Arc<Queue>,
-    shutdown: Shutdown,
-) {
-    let close = shutdown.close.clone();
+pub(crate) async fn run(listener: TcpListener, admin: Admin) {
+    let close = admin.shutdown.close.clone();
     let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_text))
         .layer(middleware::from_fn(from_here))
-        .with_state(Arc::new(Admin { metrics, store, queue, shutdown }));
+        .with_state(Arc::new(admin));
     let served = axum::serve(listener, router).with_graceful_shutdown(close.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin listener failed");
@@ -83,6 +80,11 @@ async fn health(State(admin): State<Arc<Admin>>) -> Response {
     if admin.queue.is_full() {
         reasons.push("disk: full, nothing is queued".to_owned());
     }
+    match admin.certs.expiry() {
+        Expiry::Missing { name, why } => reasons.push(format!("certificate: none for {name} yet: {why}")),
+        Expiry::At { name, at, is_soon: true } => reasons.push(format!("certificate: that for {name} ends at {at}")),
+        Expiry::At { .. } | Expiry::Unknown => {}
+    }
     if reasons.is_empty() {
         return "ok\n".into_response();
     }
@@ -99,5 +101,8 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    if let Expiry::At { at, .. } = admin.certs.expiry() {
+        admin.metrics.certificate_expiry.set(at.as_second());
+    }
     ([(header::CONTENT_TYPE, kind)], admin.metrics.encode()).into_response()
 }

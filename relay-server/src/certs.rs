@@ -1,15 +1,25 @@
 //! The relay's certificates: which one a TLS handshake gets, and when they change.
 
+pub(crate) mod acme;
+mod dns;
 mod files;
+mod leaf;
 mod self_signed;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hookway_protocol::host::Host;
+use jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+pub(crate) use acme::ALPN_CHALLENGE;
+pub(crate) use dns::Responder;
+
+use crate::store::{CertificateRow, Store, StoreError};
 
 /// Where certificates come from.
 #[derive(Clone, Debug)]
@@ -23,6 +33,8 @@ pub enum Config {
         /// The leaf's private key.
         key: PathBuf,
     },
+    /// From a CA, by ACME.
+    Acme(Box<acme::Config>),
 }
 
 /// Why there is no certificate.
@@ -61,6 +73,30 @@ pub enum CertsError {
         #[source]
         source: Box<rustls::Error>,
     },
+    /// The system's CAs cannot be had.
+    #[error("the system's CA certificates cannot be used")]
+    Roots(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The relay cannot answer DNS.
+    #[error("cannot listen on {address} for DNS")]
+    Dns {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No record can be made for the domain.
+    #[error("{0} is no name that has DNS records")]
+    NoZone(String),
+    /// The key for DNS updates cannot be used.
+    #[error("the key for DNS updates cannot be used")]
+    KeyFile(#[from] dns::update::KeyFileError),
+    /// What is kept cannot be read.
+    #[error("the certificates that are kept cannot be read")]
+    Store(#[from] StoreError),
+    /// A certificate of the relay's own making cannot be used.
+    #[error("a certificate made here cannot be used")]
+    Made(#[source] rustls::Error),
     /// A certificate could not be made.
     #[error("cannot make a certificate")]
     Make(#[from] rcgen::Error),
@@ -71,25 +107,85 @@ pub enum CertsError {
 pub(crate) enum Certs {
     SelfSigned(Box<self_signed::SelfSigned>),
     Files(files::Files),
+    Acme(Arc<acme::Acme>),
+}
+
+/// What a certificate that is kept says of itself: its issuer, and until when it is good. `None`: there is none yet.
+#[must_use]
+pub fn described(row: &CertificateRow) -> Option<(String, Timestamp)> {
+    let leaf = leaf::Leaf::read(&row.chain, &row.key).ok()?;
+    Some((leaf.issuer, leaf.not_after))
+}
+
+/// How long the certificates in force are good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// One is wanted and not there.
+    Missing { name: String, why: String },
+    /// The one that ends first.
+    At { name: String, at: Timestamp, is_soon: bool },
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Expiry {
+    fn of(name: &str, leaf: &leaf::Leaf) -> Self {
+        // Renewal begins at two thirds; when less than a sixth is left somebody should look.
+        let left = Duration::try_from(leaf.not_after.duration_since(Timestamp::now())).unwrap_or_default();
+        Self::At { name: name.to_owned(), at: leaf.not_after, is_soon: left < leaf.life() / 6 }
+    }
 }
 
 impl Certs {
-    pub(crate) fn open(
-        config: &Config,
+    /// The certificates, and what must run for them.
+    pub(crate) async fn open(
+        config: Config,
         data_dir: &std::path::Path,
         domain: &Host<'static>,
-    ) -> Result<Arc<Self>, CertsError> {
-        Ok(Arc::new(match config {
+        store: Arc<dyn Store>,
+        is_claimed: acme::IsClaimed,
+    ) -> Result<(Arc<Self>, Option<Responder>), CertsError> {
+        let mut responder = None;
+        let certs = match config {
             Config::SelfSigned => Self::SelfSigned(Box::new(self_signed::SelfSigned::open(data_dir, domain)?)),
-            Config::Files { cert, key } => Self::Files(files::Files::open(cert, key)?),
-        }))
+            Config::Files { cert, key } => Self::Files(files::Files::open(&cert, &key)?),
+            Config::Acme(config) => {
+                let (acme, own) = acme::Acme::open(*config, domain, store, is_claimed).await?;
+                responder = own;
+                Self::Acme(acme)
+            }
+        };
+        Ok((Arc::new(certs), responder))
+    }
+
+    /// What orders and renews, if anything does.
+    pub(crate) fn acme(&self) -> Option<&Arc<acme::Acme>> {
+        match self {
+            Self::Acme(acme) => Some(acme),
+            Self::SelfSigned(_) | Self::Files(_) => None,
+        }
+    }
+
+    /// How long they are good.
+    pub(crate) fn expiry(&self) -> Expiry {
+        match self {
+            // It renews itself, and nobody else can.
+            Self::SelfSigned(_) => Expiry::Unknown,
+            Self::Files(files) => files.expiry(),
+            Self::Acme(acme) => acme.expiry(),
+        }
+    }
+
+    /// The text of an HTTP-01 challenge (RFC 8555 §8.3), while a CA looks for it.
+    pub(crate) fn http_challenge(&self, path: &str) -> Option<String> {
+        self.acme()?.http_challenge(path.strip_prefix("/.well-known/acme-challenge/")?)
     }
 
     /// The CA that clients must be given, if it is the relay's own.
     pub(crate) fn ca(&self) -> Option<PathBuf> {
         match self {
             Self::SelfSigned(own) => Some(own.ca_path()),
-            Self::Files(_) => None,
+            Self::Files(_) | Self::Acme(_) => None,
         }
     }
 
@@ -98,7 +194,18 @@ impl Certs {
         match self {
             Self::SelfSigned(own) => own.renew(),
             Self::Files(files) => files.reload(),
+            Self::Acme(acme) => acme.upkeep(),
         }
+    }
+
+    /// A TLS configuration with these certificates and application protocols, for the public listener: a CA may look
+    /// there, too.
+    pub(crate) fn public_config(self: &Arc<Self>, alpn: &[&[u8]]) -> ServerConfig {
+        let mut config = self.server_config(alpn);
+        if self.acme().is_some_and(|acme| acme.is_seen_over_tls()) {
+            config.alpn_protocols.push(ALPN_CHALLENGE.to_vec());
+        }
+        config
     }
 
     /// A TLS configuration with these certificates and application protocols. No early data: a request in it could
@@ -121,6 +228,7 @@ impl ResolvesServerCert for Certs {
         match self {
             Self::SelfSigned(own) => own.leaf_for(hello.server_name()),
             Self::Files(files) => Some(files.current()),
+            Self::Acme(acme) => acme.resolve(&hello),
         }
     }
 }

@@ -23,8 +23,10 @@ macro_rules! tell {
     ($($text:tt)*) => { drop(writeln!(std::io::stderr().lock(), $($text)*)) };
 }
 
+mod cert;
 mod queue;
 
+pub(crate) use cert::cert;
 pub(crate) use queue::queue;
 
 /// Prints an error with its causes.
@@ -117,7 +119,16 @@ fn with_next_step(error: BindError) -> anyhow::Error {
         BindError::Certs(CertsError::Ca { path, key, .. }) => {
             &format!("keep the --domain, or let the relay make another CA, for its clients too:  rm {path} {key}")
         }
-        BindError::Certs(_) => "check --tls-cert and --tls-key, or use --tls self-signed",
+        BindError::Certs(CertsError::Dns { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a right:  setcap cap_net_bind_service=+ep hookway-relay"
+        }
+        BindError::Certs(CertsError::Dns { .. }) => {
+            "give the address that _acme-challenge.DOMAIN is delegated to with --dns, such as 203.0.113.5:53"
+        }
+        BindError::Certs(CertsError::KeyFile(_)) => "make one:  tsig-keygen -a hmac-sha256 hookway > FILE",
+        BindError::Certs(CertsError::Roots(_)) => "install the system's CA certificates, or name a root with --acme-ca",
+        BindError::Certs(CertsError::NoZone(_)) => "use a domain of letters, digits and hyphens",
+        BindError::Certs(_) => "check --tls-cert, --tls-key and --acme-ca, or use --tls self-signed",
     };
     let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
     let cause = if causes.len() > 1 { format!("\n  cause: {}", causes[1..].join(": ")) } else { String::new() };

@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use clap::{Command, CommandFactory, FromArgMatches};
 use hookway_protocol::host::Host;
 use hookway_protocol::settings;
 
-use crate::cli::{Cli, RunArgs, Tls};
+use crate::certs::acme;
+use crate::cli::{AcmeChallenge, Cli, RunArgs, Tls};
 use crate::{admin, certs, limits, public, queue, tunnel};
 
 /// Everything a relay needs to know.
@@ -75,6 +78,15 @@ pub enum ConfigError {
         #[source]
         cause: Reason,
     },
+    /// A file with a key holds something else.
+    #[error("{path} holds no key in base64url")]
+    NoKey {
+        /// The file.
+        path: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A setting that must be there is not.
     #[error("{what}")]
     Missing {
@@ -98,6 +110,7 @@ impl ConfigError {
     #[must_use]
     pub const fn next(&self) -> &'static str {
         match self {
+            Self::NoKey { .. } => "put the key there as the CA hands it out",
             Self::Unreadable { .. } => "check the path and its rights, or leave --config out",
             Self::Wrong { .. } => "mend these lines; every setting is listed by:  hookway-relay run --help",
             Self::Missing { next, .. } => next,
@@ -172,6 +185,7 @@ impl RunArgs {
         let certs = match (self.tls, &self.tls_cert, &self.tls_key) {
             (Tls::SelfSigned, ..) => certs::Config::SelfSigned,
             (Tls::Files, Some(cert), Some(key)) => certs::Config::Files { cert: cert.clone(), key: key.clone() },
+            (Tls::Acme, ..) => certs::Config::Acme(Box::new(self.acme()?)),
             (Tls::Files, ..) => {
                 return Err(ConfigError::Missing {
                     what: "--tls files names no files",
@@ -229,6 +243,72 @@ impl RunArgs {
                 dead_retention: self.dead_letter_retention,
                 disk_reserve: self.disk_reserve,
             },
+        })
+    }
+}
+
+impl RunArgs {
+    /// Whether what is set for ACME goes together.
+    fn acme_fits(&self) -> Result<(), ConfigError> {
+        let wrong = |what, cause, next| Err(ConfigError::Missing { what, cause: Reason(cause), next });
+        if self.acme_staging && self.acme_directory.is_some() {
+            let cause = "--acme-staging stands for a directory of its own";
+            return wrong("--acme-directory and --acme-staging name two CAs", cause, "leave one of them out");
+        }
+        if self.acme_eab_kid.is_some() != self.acme_eab_key_file.is_some() {
+            let cause = "the CA gives an id and a key for an account";
+            let next = "hookway-relay run --acme-eab-kid KID --acme-eab-key-file FILE";
+            return wrong("--acme-eab-kid and --acme-eab-key-file belong together", cause, next);
+        }
+        if self.dns_update.is_some() && self.dns_hook.is_some() {
+            let cause = "either is a way to make the record that the CA looks for";
+            return wrong("--dns-update and --dns-hook are two ways for one thing", cause, "leave one of them out");
+        }
+        if self.dns_update.is_some() != self.dns_tsig_file.is_some() {
+            let cause = "a name server takes updates that are signed with a key it knows";
+            let next = "tsig-keygen -a hmac-sha256 hookway > FILE, and --dns-update HOST --dns-tsig-file FILE";
+            return wrong("--dns-update and --dns-tsig-file belong together", cause, next);
+        }
+        if self.acme_challenge == AcmeChallenge::Http && self.http.0.is_none() {
+            let next = "hookway-relay run --http 0.0.0.0:80, or another --acme-challenge";
+            return wrong("the CA cannot look at the names: --http is off", "http-01 is answered on port 80", next);
+        }
+        Ok(())
+    }
+
+    /// Which CA, and how names are shown to be ours.
+    fn acme(&self) -> Result<acme::Config, ConfigError> {
+        self.acme_fits()?;
+        let binding = match (&self.acme_eab_kid, &self.acme_eab_key_file) {
+            (Some(kid), Some(file)) => {
+                let shown = file.display().to_string();
+                let text = std::fs::read_to_string(file)
+                    .map_err(|source| ConfigError::Unreadable { path: shown.clone(), source })?;
+                let key = BASE64_URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('='));
+                let key = key.map_err(|source| ConfigError::NoKey { path: shown, source: Box::new(source) })?;
+                Some(acme::Binding { kid: kid.clone(), key })
+            }
+            _ => None,
+        };
+        let proof = match (self.acme_challenge, &self.dns_update, &self.dns_tsig_file, &self.dns_hook) {
+            (AcmeChallenge::Dns, Some(server), Some(key_file), _) => {
+                let (server, key_file) = (server.clone(), key_file.clone());
+                acme::Proof::Update { server, key_file, wait: self.dns_wait }
+            }
+            (AcmeChallenge::Dns, .., Some(command)) => {
+                acme::Proof::Hook { command: command.clone(), wait: self.dns_wait }
+            }
+            (AcmeChallenge::Dns, ..) => acme::Proof::Own(self.dns),
+            (AcmeChallenge::Http, ..) => acme::Proof::Http,
+            (AcmeChallenge::TlsAlpn, ..) => acme::Proof::TlsAlpn,
+        };
+        let usual = if self.acme_staging { acme::STAGING } else { acme::PRODUCTION };
+        Ok(acme::Config {
+            directory: self.acme_directory.clone().unwrap_or_else(|| usual.to_owned()),
+            email: self.acme_email.clone(),
+            ca: self.acme_ca.clone(),
+            binding,
+            proof,
         })
     }
 }

@@ -21,7 +21,8 @@ mod tunnel;
 
 pub use admin::Config as AdminConfig;
 pub use auth::{NewToken, Token};
-pub use certs::{CertsError, Config as CertsConfig};
+pub use certs::acme::{Binding, Config as AcmeConfig, Proof};
+pub use certs::{CertsError, Config as CertsConfig, described};
 pub use config::Config;
 pub use limits::{Config as LimitsConfig, Rate};
 pub use public::Config as PublicConfig;

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Token { command } => commands::on_store(commands::token(command)),
         Command::Endpoint { command } => commands::on_store(commands::endpoint(command)),
         Command::Queue { command } => commands::on_store(commands::queue(command)),
+        Command::Cert { command } => commands::on_store(commands::cert(command)),
         Command::Version => commands::version(),
     }
 }

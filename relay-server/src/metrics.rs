@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) links_lost: Counter,
     /// Deliveries that were put into the queue.
     pub(crate) queued: Counter,
+    /// In seconds since 1970.
+    pub(crate) certificate_expiry: Gauge,
     pub(crate) handed_over: Family<Outcome, Counter>,
     queue: QueueGauges,
 }
@@ -89,6 +91,7 @@ impl Metrics {
             replies_cut: Counter::default(),
             links_lost: Counter::default(),
             queued: Counter::default(),
+            certificate_expiry: Gauge::default(),
             handed_over: Family::default(),
             queue: QueueGauges::default(),
             registry: Registry::default(),
@@ -107,6 +110,8 @@ impl Metrics {
         registry.register_with_unit("reply", help, bytes, metrics.reply_bytes.clone());
         let help = "Time from a request's head to its reply's head";
         registry.register_with_unit("first_byte", help, Unit::Seconds, metrics.first_byte.clone());
+        let help = "When the certificate that ends first does, in seconds since 1970; 0 when that is not known";
+        registry.register("certificate_expiry_timestamp", help, metrics.certificate_expiry.clone());
         registry.register("connections", "Connections of senders open now", metrics.connections.clone());
         let help = "Connections of senders refused or ended, by reason";
         registry.register("connections_refused", help, metrics.connections_refused.clone());

@@ -30,6 +30,7 @@ pub(crate) use inbound::{Inbound, InboundError};
 
 use sender::{Answering, Busy, Sender, Senders};
 
+use crate::certs::ALPN_CHALLENGE;
 use crate::limits::{Counter, Memory, PerAddress};
 use crate::metrics::{self, Metrics, Up};
 use crate::shutdown::Shutdown;
@@ -174,6 +175,8 @@ impl Public {
                 Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) => {
                     public.tunnel.take_tls(stream, peer);
                 }
+                // A CA has seen what it looked for.
+                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_CHALLENGE) => {}
                 Ok(Ok(stream)) => {
                     let name = stream.get_ref().1.server_name();
                     let name = name.and_then(|name| Some(Host::parse(name).ok()?.into_owned()));

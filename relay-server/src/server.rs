@@ -84,7 +84,10 @@ impl Server {
         let lock = lock(&config.data_dir)?;
         let queue = Queue::new(store.clone(), config.queue, config.data_dir.clone(), metrics.clone(), shutdown.clone());
         let registry = Arc::new(Registry::open(store.clone(), queue.clone(), config.limits).await?);
-        let certs = certs::Certs::open(&config.certs, &config.data_dir, &config.domain)?;
+        let names = registry.clone();
+        let is_claimed = Box::new(move |name: &str| names.find(name).is_some());
+        let (certs, responder) =
+            certs::Certs::open(config.certs, &config.data_dir, &config.domain, store.clone(), is_claimed).await?;
 
         let (https, udp) = bind_both(config.public.https)?;
         let http = config.public.http.map(|address| bind_tcp("http", address)).transpose()?;
@@ -118,10 +121,11 @@ impl Server {
             https_port,
             registry: registry.clone(),
             queue: queue.clone(),
+            certs: certs.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
         });
-        let tls = TlsAcceptor::from(Arc::new(certs.server_config(&[ALPN_H2, b"h2", b"http/1.1"])));
+        let tls = TlsAcceptor::from(Arc::new(certs.public_config(&[ALPN_H2, b"h2", b"http/1.1"])));
         let public = Public::new(config.public, handler, tunnel.clone(), metrics.clone(), shutdown.clone());
         shutdown.rest.spawn(public.clone().run(https, Some(tls)));
         if let Some(http) = http {
@@ -131,9 +135,22 @@ impl Server {
             if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
                 tracing::warn!("the admin listener asks nobody who they are: let nobody else reach it");
             }
-            shutdown.rest.spawn(admin::run(admin, metrics, store.clone(), queue.clone(), shutdown.clone()));
+            let shown = admin::Admin {
+                metrics: metrics.clone(),
+                store: store.clone(),
+                queue: queue.clone(),
+                certs: certs.clone(),
+                shutdown: shutdown.clone(),
+            };
+            shutdown.rest.spawn(admin::run(admin, shown));
         }
         shutdown.rest.spawn(tunnel.clone().run());
+        if let Some(responder) = responder {
+            shutdown.rest.spawn(responder.run(shutdown.clone()));
+        }
+        if let Some(acme) = certs.acme() {
+            shutdown.rest.spawn(acme.clone().run(shutdown.clone()));
+        }
         let ca = certs.ca();
         shutdown.rest.spawn(upkeep(store.clone(), queue.clone(), registry, public, tunnel, certs, shutdown.clone()));
         Ok(Self { addresses, ca, store, queue, shutdown, grace: config.grace, _lock: lock })
@@ -189,6 +206,9 @@ async fn upkeep(
             let changed = seen != Some(now);
             if changed {
                 registry.reload().await?;
+                if let Some(acme) = certs.acme() {
+                    acme.reload().await?;
+                }
             }
             tunnel.cut_off(changed).await?;
             // Only what was taken over has been seen.

@@ -75,6 +75,17 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn revive(&self, which: Dead, at: Timestamp) -> Later<'_, Vec<Seq>>;
     /// These were for a listener, and are for whoever comes.
     fn for_anyone(&self, all: Vec<Seq>) -> Later<'_, ()>;
+    /// The account at a CA, by its directory: credentials that are secret.
+    fn acme_account(&self, directory: &str) -> Later<'_, Option<String>>;
+    /// Keeps an account at a CA, in place of the one before.
+    fn put_acme_account(&self, directory: &str, credentials: String) -> Later<'_, ()>;
+    /// All certificates that are kept or wanted.
+    fn certificates(&self) -> Later<'_, Vec<CertificateRow>>;
+    /// Keeps a certificate, in place of the one before of the same names. That somebody asked for another stays, unless
+    /// it was asked before `served`.
+    fn put_certificate(&self, row: CertificateRow, served: Option<Timestamp>) -> Later<'_, ()>;
+    /// Asks for another of each certificate, and says of how many.
+    fn renew_certificates(&self, at: Timestamp) -> Later<'_, usize>;
     /// How many bytes of its own files it can use again: they do not shrink.
     fn reusable(&self) -> Later<'_, u64>;
     /// Removes dead letters, and says which.
@@ -262,6 +273,43 @@ pub enum Settled {
         /// When that was.
         at: Timestamp,
     },
+}
+
+/// A certificate that is kept, or wanted and not there yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CertificateRow {
+    /// The names it is for, with spaces between them.
+    pub names: String,
+    /// The CA it is from.
+    pub directory: String,
+    /// The chain in PEM, leaf first; empty while there is none.
+    pub chain: String,
+    /// Its key in PEM.
+    pub key: String,
+    /// When the next is ordered.
+    pub due: Timestamp,
+    /// How often that failed in a row.
+    pub failures: u32,
+    /// Why it failed the last time, for a person; empty when it did not.
+    pub last_error: String,
+    /// When somebody asked for another, if nothing came of that yet.
+    pub asked_at: Option<Timestamp>,
+}
+
+impl CertificateRow {
+    /// One that is wanted at once.
+    #[must_use]
+    pub fn wanted(names: String, directory: &str) -> Self {
+        let (chain, key, last_error) = (String::new(), String::new(), String::new());
+        let directory = directory.to_owned();
+        Self { names, directory, chain, key, due: Timestamp::now(), failures: 0, last_error, asked_at: None }
+    }
+}
+
+impl std::fmt::Debug for CertificateRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificateRow").field("names", &self.names).field("due", &self.due).finish_non_exhaustive()
+    }
 }
 
 /// Which dead letters.

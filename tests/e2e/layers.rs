@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The relay's modules from the top; a module may use those on later lines, and those in its own line.
-const RELAY: [&[&str]; 10] = [
+const RELAY: [&[&str]; 11] = [
     &["main", "commands"],
     &["server"],
     &["config", "cli"],
@@ -12,9 +12,10 @@ const RELAY: [&[&str]; 10] = [
     &["relay"],
     &["tunnel"],
     &["queue"],
+    &["certs"],
     &["auth"],
     &["store"],
-    &["delivery", "certs", "limits", "metrics", "shutdown"],
+    &["delivery", "limits", "metrics", "shutdown"],
 ];
 const CLIENT: [&[&str]; 14] = [
     &["main"],

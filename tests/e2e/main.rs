@@ -2,8 +2,8 @@
 
 mod exactness;
 mod layers;
-mod link;
 mod limits;
+mod link;
 mod queue;
 mod readme;
 mod semantics;

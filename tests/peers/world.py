@@ -180,14 +180,15 @@ class Relay(Program):
 
     def __init__(self, folder, flags=(), environment=None, title="relay"):
         self.data = folder / "relay-data"
-        command = [HOOKWAY_RELAY, "run", "--domain", DOMAIN, "--data-dir", str(self.data), "--tls", "self-signed"]
+        command = [HOOKWAY_RELAY, "run", "--domain", DOMAIN, "--data-dir", str(self.data)]
+        command += [] if "--tls" in flags else ["--tls", "self-signed"]
         for listener in ("--https", "--http", "--admin"):
             if listener not in flags:
                 command += [listener, "127.0.0.1:0"]
         super().__init__(title, [*command, "--json", *flags], folder / title, environment)
         ready = self.event("ready")
         self.https, self.http, self.admin = (_address(ready[key]) for key in ("https", "http", "admin"))
-        self.ca = ready["ca"]
+        self.ca = ready.get("ca")
 
     def command(self, *words):
         """A `hookway-relay` subcommand on this relay's store: its JSON answers."""

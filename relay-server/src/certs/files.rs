@@ -8,7 +8,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::CertsError;
+use super::leaf::Leaf;
+use super::{CertsError, Expiry};
 
 /// A chain and its key, and where they were read.
 #[derive(Debug)]
@@ -31,6 +32,12 @@ impl Files {
 
     pub(super) fn current(&self) -> Arc<CertifiedKey> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long it is good.
+    pub(super) fn expiry(&self) -> Expiry {
+        let Ok(leaf) = Leaf::of(self.current()) else { return Expiry::Unknown };
+        Expiry::of(&self.cert.display().to_string(), &leaf)
     }
 
     /// Takes changed files into use. What cannot be used is logged, and the working pair stays.

@@ -21,6 +21,7 @@ use super::Config;
 use super::answer::Answer;
 use super::inbound::{Inbound, InboundLimits};
 use super::sender::Sender;
+use crate::certs::Certs;
 use crate::delivery::{Body, Delivery, Reply, ReplyBody};
 use crate::metrics::{self, Metrics, Up};
 use crate::queue::Queue;
@@ -41,6 +42,7 @@ pub(crate) struct Handler {
     pub(crate) https_port: u16,
     pub(crate) registry: Arc<Registry>,
     pub(crate) queue: Arc<Queue>,
+    pub(crate) certs: Arc<Certs>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
 }
@@ -70,6 +72,12 @@ impl Handler {
             && *tls != host
         {
             return Err(Answer::misdirected());
+        }
+        if sender.tls.is_none()
+            && request.method() == Method::GET
+            && let Some(text) = self.certs.http_challenge(request.uri().path())
+        {
+            return Ok(Response::new(ReplyBody::Whole(Some(text.into()))));
         }
         if sender.tls.is_none() && !self.config.http_serve {
             // Only to names that are ours: a redirect to anywhere is a phisher's tool.

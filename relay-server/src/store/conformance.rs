@@ -6,7 +6,7 @@ use std::time::Duration;
 use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 
-use super::{Dead, EndpointId, ListenerRow, Missed, NewDelivery, Payload, Seq, Settled, Store};
+use super::{CertificateRow, Dead, EndpointId, ListenerRow, Missed, NewDelivery, Payload, Seq, Settled, Store};
 
 /// A store of a folder, that can be closed and opened again.
 struct Place(tempfile::TempDir);
@@ -262,4 +262,37 @@ async fn a_change_by_another_process_is_seen_and_ones_own_is_not() {
     assert_eq!(store.version().await.expect("a version"), before);
     other.create_token("ann", vec![], None).await.expect("a token");
     assert_ne!(store.version().await.expect("a version"), before);
+}
+
+#[tokio::test]
+async fn accounts_and_certificates_are_kept_and_can_be_made_due() {
+    let place = Place::new();
+    let store = place.open();
+    let (one, other) = ("https://one.test/dir", "https://other.test/dir");
+    assert_eq!(store.acme_account(one).await.expect("read"), None);
+    store.put_acme_account(one, "first".into()).await.expect("kept");
+    store.put_acme_account(other, "second".into()).await.expect("kept");
+    store.put_acme_account(one, "third".into()).await.expect("in its place");
+    let due = Timestamp::from_microsecond(1_700_000_000_123_456).expect("a time");
+    let wanted = CertificateRow { due, ..CertificateRow::wanted("hooks.test *.hooks.test".into(), one) };
+    store.put_certificate(wanted.clone(), None).await.expect("kept");
+    let failed = CertificateRow { failures: 3, last_error: "why".into(), ..wanted };
+    let got = CertificateRow { chain: "chain".into(), key: "key".into(), ..failed };
+    store.put_certificate(got.clone(), None).await.expect("in its place");
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(store.acme_account(one).await.expect("read").as_deref(), Some("third"));
+    assert_eq!(store.acme_account(other).await.expect("read").as_deref(), Some("second"));
+    assert_eq!(store.certificates().await.expect("read"), vec![got.clone()]);
+    let asked = due + Duration::from_secs(60);
+    assert_eq!(store.renew_certificates(asked).await.expect("asked for"), 1);
+    let asked_for = CertificateRow { asked_at: Some(asked), ..got.clone() };
+    for served in [None, Some(due)] {
+        store.put_certificate(got.clone(), served).await.expect("kept");
+        assert_eq!(store.certificates().await.expect("read"), vec![asked_for.clone()], "it was asked for later");
+    }
+    store.put_certificate(got.clone(), Some(asked)).await.expect("kept");
+    assert_eq!(store.certificates().await.expect("read"), vec![got]);
+    assert!(!format!("{:?}", store.certificates().await).contains("key:"), "keys are not shown");
 }

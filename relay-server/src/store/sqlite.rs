@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::{
-    Dead, EndpointId, EndpointRow, Later, ListenerRow, Missed, NewDelivery, Payload, QueuedRow, Seq, Settled, Store,
-    TokenRow,
+    CertificateRow, Dead, EndpointId, EndpointRow, Later, ListenerRow, Missed, NewDelivery, Payload, QueuedRow, Seq,
+    Settled, Store, TokenRow,
 };
 pub(super) use database::{Database, path};
 
@@ -228,6 +228,44 @@ impl Store for Database {
         })
     }
 
+    fn acme_account(&self, directory: &str) -> Later<'_, Option<String>> {
+        let directory = directory.to_owned();
+        self.read(move |db| {
+            let sql = "SELECT credentials FROM acme_account WHERE directory = ?";
+            db.query_row(sql, [&directory], |row| row.get(0)).optional()
+        })
+    }
+
+    fn put_acme_account(&self, directory: &str, credentials: String) -> Later<'_, ()> {
+        let directory = directory.to_owned();
+        self.write(move |db| {
+            db.execute("INSERT OR REPLACE INTO acme_account VALUES (?, ?)", [directory, credentials]).map(drop)
+        })
+    }
+
+    fn certificates(&self) -> Later<'_, Vec<CertificateRow>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT * FROM certificate ORDER BY names")?.query_map([], certificate)?.collect()
+        })
+    }
+
+    fn put_certificate(&self, row: CertificateRow, served: Option<Timestamp>) -> Later<'_, ()> {
+        self.write(move |db| {
+            let CertificateRow { names, directory, chain, key, due, failures, last_error, .. } = row;
+            let mut put = db.prepare_cached(
+                "INSERT INTO certificate VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL)
+                 ON CONFLICT (names) DO UPDATE SET directory = ?2, chain = ?3, key = ?4, due = ?5, failures = ?6,
+                     last_error = ?7, asked_at = CASE WHEN asked_at <= ?8 THEN NULL ELSE asked_at END",
+            )?;
+            let (due, served) = (due.as_microsecond(), served.map(Timestamp::as_microsecond));
+            put.execute(params![names, directory, chain, key, due, failures, last_error, served]).map(drop)
+        })
+    }
+
+    fn renew_certificates(&self, at: Timestamp) -> Later<'_, usize> {
+        self.write(move |db| db.execute("UPDATE certificate SET asked_at = ?", [at.as_microsecond()]))
+    }
+
     fn reusable(&self) -> Later<'_, u64> {
         self.read(|db| {
             let pages: u64 = db.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
@@ -275,6 +313,19 @@ fn endpoint(row: &Row<'_>) -> rusqlite::Result<EndpointRow> {
         owner: row.get(2)?,
         created_at: parsed(row, 3)?,
         last_seen_at: parsed(row, 4)?,
+    })
+}
+
+fn certificate(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
+    Ok(CertificateRow {
+        names: row.get(0)?,
+        directory: row.get(1)?,
+        chain: row.get(2)?,
+        key: row.get(3)?,
+        due: at(row, 4)?,
+        failures: row.get(5)?,
+        last_error: row.get(6)?,
+        asked_at: row.get::<_, Option<i64>>(7)?.map(|_| at(row, 7)).transpose()?,
     })
 }
 

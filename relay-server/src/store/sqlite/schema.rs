@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use crate::store::StoreError;
 
 /// What each version of the schema adds to the one before.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE token (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE, endpoints TEXT NOT NULL,
@@ -46,6 +46,13 @@ const MIGRATIONS: [&str; 3] = [
     ALTER TABLE endpoint DROP COLUMN rules;
     ALTER TABLE delivery ADD COLUMN listener TEXT NOT NULL DEFAULT '';
     CREATE INDEX dead_of ON delivery (endpoint, dead_since) WHERE dead_since IS NOT NULL;
+",
+    "
+    CREATE TABLE acme_account (directory TEXT PRIMARY KEY, credentials TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE certificate (
+        names TEXT PRIMARY KEY, directory TEXT NOT NULL, chain TEXT NOT NULL, key TEXT NOT NULL, due INTEGER NOT NULL,
+        failures INTEGER NOT NULL, last_error TEXT NOT NULL, asked_at INTEGER
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 /// Pages of the log before they are moved into the file: moving them costs two more waits for the disk.
@@ -110,6 +117,23 @@ mod tests {
         let listeners = store.listeners().await.expect("listeners");
         let of: Vec<_> = listeners.iter().map(|row| (row.endpoint, row.name.as_str())).collect();
         assert_eq!(of, rows.iter().map(|row| (row.id, "")).collect::<Vec<_>>());
+    }
+
+    /// A store of the third version: certificates are new, and what is there stays.
+    #[tokio::test]
+    async fn a_store_without_certificates_is_taken_over() {
+        let place = tempfile::tempdir().expect("a folder");
+        let db = Connection::open(path(place.path())).expect("a file");
+        MIGRATIONS[..3].iter().for_each(|migration| db.execute_batch(migration).expect("the third version"));
+        db.execute_batch(
+            "INSERT INTO endpoint VALUES (7, 'a', 'ann', '2026-01-01T00:00:00Z', '2026-01-02T00:00:00Z');
+             PRAGMA user_version = 3",
+        )
+        .expect("an endpoint");
+        drop(db);
+        let store = Database::open(place.path()).expect("a store");
+        assert_eq!(store.endpoints().await.expect("endpoints").len(), 1);
+        assert_eq!(store.certificates().await.expect("certificates"), vec![]);
     }
 
     /// A store of the second version, with a queue: what its client asked for stays, and what waits.
