@@ -79,6 +79,10 @@ impl Key {
     }
 
     fn read_p256(der: &[u8]) -> Option<Self> {
+        // A point may be written in a third form that RFC 5480 §2.2 forbids: two texts would be one key.
+        if matches!(der.get(26), Some(6 | 7)) {
+            return None;
+        }
         Some(Self::P256(ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, der).ok()?.into()))
     }
 

@@ -1,5 +1,7 @@
 //! All providers through the same questions.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use hookway_protocol::headers::Headers;
 use http::{HeaderName, HeaderValue};
@@ -132,6 +134,15 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_point_in_the_forbidden_form_is_no_second_text_for_a_key() {
+    let (_, secret) = keys("sendgrid");
+    let mut der = BASE64_STANDARD.decode(&secret).expect("base64");
+    let is_odd = der.last().is_some_and(|last| last % 2 == 1);
+    assert_eq!(std::mem::replace(&mut der[26], if is_odd { 7 } else { 6 }), 4);
+    assert!(Rule::new(known("sendgrid"), &BASE64_STANDARD.encode(der), "SECRET").is_err());
 }
 
 fn same_form(one: &Outgoing, other: &Outgoing) -> bool {
