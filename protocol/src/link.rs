@@ -195,24 +195,17 @@ impl Link {
         }
     }
 
-    /// Grows with everything that is heard from the other side.
+    /// What shows that the other side is there.
     #[must_use]
-    pub fn heard(&self) -> u64 {
+    pub fn signs(&self) -> Signs {
         match &self.0 {
-            Over::Quic(connection, _) => connection.stats().udp_rx.datagrams,
-            Over::H2(link) => link.heard(),
-        }
-    }
-
-    /// Changes when the other side says that it got something of ours.
-    #[must_use]
-    pub fn acked(&self) -> u128 {
-        match &self.0 {
-            // Measured anew with each packet that is acknowledged for the first time. Acknowledgements are no sign: where
-            // nothing of ours arrives they are repeated.
-            Over::Quic(connection, _) => connection.stats().path.rtt.as_nanos(),
-            // Without a way there, TCP soon has none back either.
-            Over::H2(link) => link.heard().into(),
+            Over::Quic(connection, _) => {
+                let stats = connection.stats();
+                // Measured anew with each packet that is acknowledged for the first time. Acknowledgements are no sign:
+                // where nothing of ours arrives they are repeated.
+                Signs { heard: stats.udp_rx.datagrams, acked: stats.path.rtt.as_nanos() }
+            }
+            Over::H2(link) => link.signs(),
         }
     }
 
@@ -251,8 +244,8 @@ impl Link {
         }
     }
 
-    /// Lets the other side have this many streams open at once. Over HTTP/2 it always may have [`h2::MAX_STREAMS`]: an
-    /// unused one costs nothing there.
+    /// Lets the other side have this many streams open at once. Over HTTP/2 it always may have 4096: an unused
+    /// one costs nothing there.
     pub fn allow_streams(&self, count: u32) {
         if let Over::Quic(connection, _) = &self.0 {
             connection.set_max_concurrent_bi_streams(count.into());
@@ -305,6 +298,15 @@ impl Link {
     }
 }
 
+/// What shows that the other side is there: each changes with every sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signs {
+    /// Something of it has come.
+    pub heard: u64,
+    /// It said that something of ours has.
+    pub acked: u128,
+}
+
 /// How long nothing was heard on a link. Each side closes one that is quiet for [`DEAD_AFTER`]: where packets get
 /// through in one direction only, the other side learns of it so.
 #[derive(Debug)]
@@ -317,22 +319,29 @@ impl Quiet {
     /// From now on.
     #[must_use]
     pub fn on(link: &Link) -> Self {
-        Self { heard: link.heard(), since: Instant::now() }
+        Self::since(link.signs().heard)
+    }
+
+    fn since(heard: u64) -> Self {
+        Self { heard, since: Instant::now() }
     }
 
     /// Closes the link if it has been quiet for too long, and says whether it has. To be called every second or so.
     pub fn ends(&mut self, link: &Link) -> bool {
-        // Looks that come a little early are as good.
-        const EARLY: Duration = Duration::from_millis(100);
-        let heard = link.heard();
-        if heard != self.heard {
-            (self.heard, self.since) = (heard, Instant::now());
-        }
-        let is_dead = self.since.elapsed() + EARLY >= DEAD_AFTER;
+        let is_dead = self.is_too_long(link.signs().heard);
         if is_dead {
             link.close("nothing was heard any more");
         }
         is_dead
+    }
+
+    fn is_too_long(&mut self, heard: u64) -> bool {
+        // Looks that come a little early are as good.
+        const EARLY: Duration = Duration::from_millis(100);
+        if heard != self.heard {
+            *self = Self::since(heard);
+        }
+        self.since.elapsed() + EARLY >= DEAD_AFTER
     }
 }
 

@@ -69,7 +69,7 @@ async fn exchanges_follow_each_other_on_one_stream() {
         far.sender.send(&mut [data(text), Bytes::from_static(frame::END)]).await.expect("sent");
         assert_eq!(body(&mut near).await.expect("it comes back"), text);
     }
-    assert!(relay.heard() > 0 && client.heard() > 0);
+    assert!(relay.signs().heard > 0 && client.signs().heard > 0);
 }
 
 #[tokio::test]

@@ -422,6 +422,8 @@ def test_the_relay_serves_before_it_has_a_certificate(ca, site):
     ca.front.up()
     check_wildcard(site)
     assert eventually(lambda: site.relay.get("/health")[0] == 200)
+    shown = re.search(r"^hookway_relay_certificate_expiry_timestamp (\d+)", site.relay.get("/metrics")[1], re.MULTILINE)
+    assert abs(int(shown[1]) - site.leaf().not_valid_after_utc.timestamp()) < 2
 
 
 def test_an_authority_that_is_not_trusted_is_told(ca, site):

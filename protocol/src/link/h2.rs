@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{DEAD_AFTER, KEEP_ALIVE, LINK_WINDOW, LinkError, STREAM_WINDOW, Side, StreamError};
+use super::{KEEP_ALIVE, LINK_WINDOW, LinkError, Quiet, STREAM_WINDOW, Side, Signs, StreamError};
 pub(super) use halves::{Receiver, Sender};
 use watched::Watched;
 
@@ -125,8 +125,10 @@ impl H2 {
         Duration::from_micros(self.state.rtt.load(Ordering::Relaxed))
     }
 
-    pub(super) fn heard(&self) -> u64 {
-        self.state.heard.load(Ordering::Relaxed)
+    /// Without a way there, TCP soon has none back either: what is heard is a sign of both.
+    pub(super) fn signs(&self) -> Signs {
+        let heard = self.state.heard.load(Ordering::Relaxed);
+        Signs { heard, acked: heard.into() }
     }
 
     pub(super) fn remote(&self) -> SocketAddr {
@@ -382,17 +384,17 @@ struct Pulse {
     ping: PingPong,
     state: Arc<State>,
     looks: Interval,
-    heard: (u64, Instant),
+    quiet: Quiet,
     said: Option<Instant>,
 }
 
 impl Pulse {
     fn new(ping: Option<PingPong>, state: &Arc<State>) -> Option<Self> {
         let looks = tokio::time::interval(KEEP_ALIVE / 3);
-        Some(Self { ping: ping?, state: state.clone(), looks, heard: (0, Instant::now()), said: None })
+        Some(Self { ping: ping?, state: state.clone(), looks, quiet: Quiet::since(0), said: None })
     }
 
-    /// Returns when nothing was heard for [`DEAD_AFTER`].
+    /// Returns when nothing was heard for too long.
     async fn stops(&mut self) {
         loop {
             tokio::select! {
@@ -403,10 +405,7 @@ impl Pulse {
                     }
                 }
                 now = self.looks.tick() => {
-                    let heard = self.state.heard.load(Ordering::Relaxed);
-                    if heard != self.heard.0 {
-                        self.heard = (heard, now);
-                    } else if now - self.heard.1 >= DEAD_AFTER {
+                    if self.quiet.is_too_long(self.state.heard.load(Ordering::Relaxed)) {
                         return;
                     }
                     if self.said.is_none_or(|said| now - said >= KEEP_ALIVE) && self.ping.send_ping(Ping::opaque()).is_ok() {

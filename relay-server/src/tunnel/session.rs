@@ -9,7 +9,7 @@ use hookway_protocol::body::{self, Unsent};
 use hookway_protocol::frame::{self, Frame};
 use hookway_protocol::head::ReplyHead;
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::link::{Link, LinkError, Sender, Stream, StreamError};
+use hookway_protocol::link::{Link, LinkError, Sender, Signs, Stream, StreamError};
 use hookway_protocol::message::Released;
 use http::{HeaderMap, StatusCode};
 use prometheus_client::metrics::counter::Counter;
@@ -96,7 +96,7 @@ impl Session {
 
     async fn exchange(self: &Arc<Self>, delivery: &mut Delivery) -> Result<Reply, Undelivered> {
         let Delivery { head, body, pass, keep, .. } = delivery;
-        let acked = self.link.acked();
+        let before = self.link.signs();
         let Stream { mut sender, mut receiver } = self.stream().await.map_err(Undelivered::Unsent)?;
         let mut out = BytesMut::with_capacity(1024);
         frame::put_head(&mut out, |out| head.encode(out));
@@ -116,7 +116,7 @@ impl Session {
                 tokio::select! {
                     biased;
                     sent = sender.send(&mut pieces) => sent.map_err(|error| undelivered(error, true))?,
-                    () = self.silence(acked) => return Err(Undelivered::Silent),
+                    () = self.silence(before) => return Err(Undelivered::Silent),
                     error = receiver.misbehaves() => return Err(Undelivered::Lost(error)),
                 }
                 (Some(sender), None)
@@ -145,7 +145,7 @@ impl Session {
             biased;
             error = faulty => return Err(Undelivered::Body(error)),
             reply = receiver.frame() => reply,
-            () = self.silence(acked), if matches!(body, Body::Whole(..)) => return Err(Undelivered::Silent),
+            () = self.silence(before), if matches!(body, Body::Whole(..)) => return Err(Undelivered::Silent),
         };
         let reply = match reply {
             Ok(Some(Frame::Head(bytes))) => ReplyHead::decode(&bytes).map_err(StreamError::from),
@@ -179,18 +179,18 @@ impl Session {
     }
 
     /// Waits until nothing has been heard from the client for [`SILENT_FOR`]; it says something more often than that. What
-    /// it says counts once it has got anything since `acked`.
-    async fn silence(&self, acked: u128) {
+    /// it says counts once it has got anything of what was sent since `before`.
+    async fn silence(&self, before: Signs) {
         const LOOKS: u32 = 4;
         // Over a long way the two sides' words come further apart.
         let patience = SILENT_FOR + 2 * self.link.rtt().min(SILENT_FOR);
-        let sign = || if self.link.acked() == acked { 0 } else { self.link.heard() };
-        let (mut heard, mut quiet) = (sign(), 0);
+        let (mut last, mut quiet) = (before, 0);
         while quiet < LOOKS {
             tokio::time::sleep(patience / LOOKS).await;
-            let now = sign();
-            quiet = if now == heard { quiet + 1 } else { 0 };
-            heard = now;
+            let now = self.link.signs();
+            let is_sign = now.acked != before.acked && now.heard != last.heard;
+            quiet = if is_sign { 0 } else { quiet + 1 };
+            last = now;
         }
     }
 
