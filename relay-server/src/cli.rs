@@ -1,5 +1,7 @@
 //! The relay's command line.
 
+mod acme;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,6 +10,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hookway_protocol::host::Host;
 use hookway_protocol::settings::{duration, size};
+
+pub use acme::{AcmeArgs, AcmeChallenge};
 
 use crate::limits::Rate;
 
@@ -200,20 +204,6 @@ pub enum Tls {
     Acme,
 }
 
-/// How a CA is shown that a name is ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AcmeChallenge {
-    /// TXT records: one certificate for the domain and all names below it
-    #[value(name = "dns-01")]
-    Dns,
-    /// Plain HTTP: a certificate a name, when somebody asks for it
-    #[value(name = "http-01")]
-    Http,
-    /// TLS: the same
-    #[value(name = "tls-alpn-01")]
-    TlsAlpn,
-}
-
 /// An address, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen(pub Option<SocketAddr>);
@@ -261,59 +251,8 @@ pub struct RunArgs {
     /// The private key (with --tls files)
     #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_TLS_KEY")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// The CA's directory; Let's Encrypt, if none is given
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "HOOKWAY_RELAY_ACME_DIRECTORY",
-        value_parser = directory,
-        help_heading = "ACME (with --tls acme)"
-    )]
-    pub(crate) acme_directory: Option<String>,
-    /// Let's Encrypt's staging CA, for trying things out: nobody trusts it
-    #[arg(long, env = "HOOKWAY_RELAY_ACME_STAGING", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "ACME (with --tls acme)")]
-    pub(crate) acme_staging: bool,
-    /// Whom the CA writes to
-    #[arg(long, value_name = "MAIL", env = "HOOKWAY_RELAY_ACME_EMAIL", help_heading = "ACME (with --tls acme)")]
-    pub(crate) acme_email: Option<String>,
-    /// A root to trust for the CA's own HTTPS, instead of the system's
-    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_ACME_CA", help_heading = "ACME (with --tls acme)")]
-    pub(crate) acme_ca: Option<PathBuf>,
-    /// The account that the CA gave you: its key's id
-    #[arg(long, value_name = "KID", env = "HOOKWAY_RELAY_ACME_EAB_KID", help_heading = "ACME (with --tls acme)")]
-    pub(crate) acme_eab_kid: Option<String>,
-    /// Its MAC key: a file with it in base64url, as CAs hand it out
-    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_ACME_EAB_KEY_FILE", help_heading = "ACME (with --tls acme)")]
-    pub(crate) acme_eab_key_file: Option<PathBuf>,
-    /// How the CA is shown that the names are yours
-    #[arg(
-        long,
-        env = "HOOKWAY_RELAY_ACME_CHALLENGE",
-        default_value = "dns-01",
-        help_heading = "ACME (with --tls acme)"
-    )]
-    pub(crate) acme_challenge: AcmeChallenge,
-    /// Where the relay answers for _acme-challenge.DOMAIN, over UDP and TCP
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "HOOKWAY_RELAY_DNS",
-        default_value = "0.0.0.0:53",
-        help_heading = "ACME (with --tls acme)"
-    )]
-    pub(crate) dns: SocketAddr,
-    /// Instead: the name server whose zone is changed (RFC 2136)
-    #[arg(long, value_name = "HOST[:PORT]", env = "HOOKWAY_RELAY_DNS_UPDATE", help_heading = "ACME (with --tls acme)")]
-    pub(crate) dns_update: Option<String>,
-    /// The key for that, as tsig-keygen writes it
-    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_DNS_TSIG_FILE", help_heading = "ACME (with --tls acme)")]
-    pub(crate) dns_tsig_file: Option<PathBuf>,
-    /// Instead: a command that is given set or unset, the record's name and its value
-    #[arg(long, value_name = "COMMAND", env = "HOOKWAY_RELAY_DNS_HOOK", help_heading = "ACME (with --tls acme)")]
-    pub(crate) dns_hook: Option<PathBuf>,
-    /// How long name servers may take to have a changed record everywhere
-    #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_DNS_WAIT", default_value = "5s", value_parser = duration, help_heading = "ACME (with --tls acme)")]
-    pub(crate) dns_wait: Duration,
+    #[command(flatten)]
+    pub(crate) acme: AcmeArgs,
     /// How long work in flight may take when the relay stops
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_GRACE", default_value = "30s", value_parser = duration)]
     pub(crate) grace: Duration,
@@ -485,11 +424,6 @@ fn head_size(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     let fits = bytes <= hookway_protocol::frame::MAX_HEAD as u64;
     fits.then_some(bytes).ok_or_else(|| "at most 64KiB: no more fits in a head on the link".into())
-}
-
-fn directory(text: &str) -> Result<String, String> {
-    let fits = text.starts_with("https://") && text.parse::<http::Uri>().is_ok();
-    fits.then(|| text.to_owned()).ok_or_else(|| "the URL of a CA's directory begins with https://".into())
 }
 
 fn percent(text: &str) -> Result<u8, String> {

@@ -11,7 +11,7 @@ use hookway_protocol::host::Host;
 use hookway_protocol::settings;
 
 use crate::certs::acme;
-use crate::cli::{AcmeChallenge, Cli, RunArgs, Tls};
+use crate::cli::{AcmeArgs, AcmeChallenge, Cli, RunArgs, Tls};
 use crate::{admin, certs, limits, public, queue, tunnel};
 
 /// Everything a relay needs to know.
@@ -185,7 +185,7 @@ impl RunArgs {
         let certs = match (self.tls, &self.tls_cert, &self.tls_key) {
             (Tls::SelfSigned, ..) => certs::Config::SelfSigned,
             (Tls::Files, Some(cert), Some(key)) => certs::Config::Files { cert: cert.clone(), key: key.clone() },
-            (Tls::Acme, ..) => certs::Config::Acme(Box::new(self.acme()?)),
+            (Tls::Acme, ..) => certs::Config::Acme(Box::new(self.acme.config(self.http.0.is_some())?)),
             (Tls::Files, ..) => {
                 return Err(ConfigError::Missing {
                     what: "--tls files names no files",
@@ -247,15 +247,15 @@ impl RunArgs {
     }
 }
 
-impl RunArgs {
+impl AcmeArgs {
     /// Whether what is set for ACME goes together.
-    fn acme_fits(&self) -> Result<(), ConfigError> {
+    fn fits(&self, has_http: bool) -> Result<(), ConfigError> {
         let wrong = |what, cause, next| Err(ConfigError::Missing { what, cause: Reason(cause), next });
-        if self.acme_staging && self.acme_directory.is_some() {
+        if self.staging && self.directory.is_some() {
             let cause = "--acme-staging stands for a directory of its own";
             return wrong("--acme-directory and --acme-staging name two CAs", cause, "leave one of them out");
         }
-        if self.acme_eab_kid.is_some() != self.acme_eab_key_file.is_some() {
+        if self.eab_kid.is_some() != self.eab_key_file.is_some() {
             let cause = "the CA gives an id and a key for an account";
             let next = "hookway-relay run --acme-eab-kid KID --acme-eab-key-file FILE";
             return wrong("--acme-eab-kid and --acme-eab-key-file belong together", cause, next);
@@ -269,7 +269,12 @@ impl RunArgs {
             let next = "tsig-keygen -a hmac-sha256 hookway > FILE, and --dns-update HOST --dns-tsig-file FILE";
             return wrong("--dns-update and --dns-tsig-file belong together", cause, next);
         }
-        if self.acme_challenge == AcmeChallenge::Http && self.http.0.is_none() {
+        if self.challenge != AcmeChallenge::Dns && (self.dns_update.is_some() || self.dns_hook.is_some()) {
+            let cause = "no other challenge looks at a record";
+            let next = "leave out --acme-challenge, or --dns-update and --dns-hook";
+            return wrong("--dns-update and --dns-hook are for --acme-challenge dns-01", cause, next);
+        }
+        if self.challenge == AcmeChallenge::Http && !has_http {
             let next = "hookway-relay run --http 0.0.0.0:80, or another --acme-challenge";
             return wrong("the CA cannot look at the names: --http is off", "http-01 is answered on port 80", next);
         }
@@ -277,9 +282,9 @@ impl RunArgs {
     }
 
     /// Which CA, and how names are shown to be ours.
-    fn acme(&self) -> Result<acme::Config, ConfigError> {
-        self.acme_fits()?;
-        let binding = match (&self.acme_eab_kid, &self.acme_eab_key_file) {
+    fn config(&self, has_http: bool) -> Result<acme::Config, ConfigError> {
+        self.fits(has_http)?;
+        let binding = match (&self.eab_kid, &self.eab_key_file) {
             (Some(kid), Some(file)) => {
                 let shown = file.display().to_string();
                 let text = std::fs::read_to_string(file)
@@ -290,7 +295,7 @@ impl RunArgs {
             }
             _ => None,
         };
-        let proof = match (self.acme_challenge, &self.dns_update, &self.dns_tsig_file, &self.dns_hook) {
+        let proof = match (self.challenge, &self.dns_update, &self.dns_tsig_file, &self.dns_hook) {
             (AcmeChallenge::Dns, Some(server), Some(key_file), _) => {
                 let (server, key_file) = (server.clone(), key_file.clone());
                 acme::Proof::Update { server, key_file, wait: self.dns_wait }
@@ -302,11 +307,11 @@ impl RunArgs {
             (AcmeChallenge::Http, ..) => acme::Proof::Http,
             (AcmeChallenge::TlsAlpn, ..) => acme::Proof::TlsAlpn,
         };
-        let usual = if self.acme_staging { acme::STAGING } else { acme::PRODUCTION };
+        let usual = if self.staging { acme::STAGING } else { acme::PRODUCTION };
         Ok(acme::Config {
-            directory: self.acme_directory.clone().unwrap_or_else(|| usual.to_owned()),
-            email: self.acme_email.clone(),
-            ca: self.acme_ca.clone(),
+            directory: self.directory.clone().unwrap_or_else(|| usual.to_owned()),
+            email: self.email.clone(),
+            ca: self.ca.clone(),
             binding,
             proof,
         })

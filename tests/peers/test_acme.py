@@ -733,6 +733,7 @@ WRONG = {
     "two directories": (["--acme-staging", "--acme-directory", "https://ca.test/dir"], ["--acme-staging"]),
     "plain HTTP": (["--acme-directory", "http://ca.test/dir"], ["https"]),
     "no port 80": (["--acme-challenge", "http-01", "--http", "off"], ["--http"]),
+    "a hook for nothing": (["--acme-challenge", "http-01", "--dns-hook", "true"], ["--dns-hook", "dns-01"]),
     "no such challenge": (["--acme-challenge", "dns-02"], ["dns-01", "http-01", "tls-alpn-01"]),
     "no such root": (["--acme-ca", "nowhere.pem"], ["nowhere.pem"]),
 }
