@@ -26,8 +26,8 @@ use super::CertsError;
 
 /// How long a leaf is valid; browsers refuse more than 398 days.
 const LEAF_DAYS: u32 = 90;
-/// Half of that: a leaf in use is replaced by then.
-const RENEW_AFTER: Duration = Duration::from_secs(45 * 86_400);
+/// A leaf in use is replaced by then: what is good for less than 60 days is remarked upon by some.
+const RENEW_AFTER: Duration = Duration::from_secs(29 * 86_400);
 /// Leaves made on demand that are kept.
 const MAX_LEAVES: usize = 1000;
 
