@@ -61,6 +61,13 @@ impl<'a> Host<'a> {
         &self.0
     }
 
+    /// Whether it is a name that DNS could have for everybody: of several labels, and no address.
+    #[must_use]
+    pub fn is_domain_name(&self) -> bool {
+        let top = self.0.rsplit('.').next().unwrap_or_default();
+        self.0.contains('.') && !self.0.starts_with('[') && !top.bytes().all(|b| b.is_ascii_digit())
+    }
+
     /// The same host, owned.
     #[must_use]
     pub fn into_owned(self) -> Host<'static> {
@@ -226,5 +233,15 @@ mod tests {
     #[case("0123456789012345678901234567890123456789012345678901234567890123", false)]
     fn names(#[case] text: &str, #[case] fits: bool) {
         assert_eq!(text.parse::<EndpointName>().is_ok(), fits);
+    }
+
+    #[rstest]
+    #[case("hooks.example.com", true)]
+    #[case("xn--bcher-kva.example", true)]
+    #[case("localhost", false)]
+    #[case("203.0.113.5", false)]
+    #[case("[2001:db8::5]", false)]
+    fn domain_names_are_no_addresses(#[case] text: &str, #[case] expected: bool) {
+        assert_eq!(Host::parse(text).expect("a host").is_domain_name(), expected);
     }
 }

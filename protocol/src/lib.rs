@@ -4,6 +4,7 @@
 //! [`head`] are the bytes of one exchange, [`body`] sends the longest part of it, [`message`] those of the control stream.
 
 pub mod body;
+pub mod finding;
 pub mod frame;
 pub mod head;
 pub mod headers;

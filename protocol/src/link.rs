@@ -195,6 +195,15 @@ impl Link {
         }
     }
 
+    /// Bytes of the largest packet that passes at present, as far as has been found out; over TCP nobody knows.
+    #[must_use]
+    pub fn mtu(&self) -> Option<u16> {
+        match &self.0 {
+            Over::Quic(connection, _) => Some(connection.stats().path.current_mtu),
+            Over::H2(_) => None,
+        }
+    }
+
     /// What shows that the other side is there.
     #[must_use]
     pub fn signs(&self) -> Signs {

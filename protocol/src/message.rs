@@ -9,7 +9,7 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FromClient {
     /// Which message it is; `None` for one this version does not know.
-    #[prost(oneof = "ClientMessage", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "ClientMessage", tags = "1, 2, 3, 4, 5")]
     pub message: Option<ClientMessage>,
 }
 
@@ -28,6 +28,9 @@ pub enum ClientMessage {
     /// What [`Backlog`] said was missed has been told.
     #[prost(message, tag = "4")]
     Seen(Seen),
+    /// Asks for [`Endpoints`].
+    #[prost(message, tag = "5")]
+    AskEndpoints(AskEndpoints),
 }
 
 /// Who the client is and what it wants to serve.
@@ -55,7 +58,27 @@ pub struct Hello {
     /// What becomes of deliveries.
     #[prost(message, optional, tag = "7")]
     pub queueing: Option<Queueing>,
+    /// The developer's own host names.
+    #[prost(message, repeated, tag = "8")]
+    pub domains: Vec<Domain>,
 }
+
+/// A host name of the developer's own, for an endpoint of the session.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Domain {
+    /// In lower case, as A-labels.
+    #[prost(string, tag = "1")]
+    pub host: String,
+    /// Its name; empty for the first.
+    #[prost(string, tag = "2")]
+    pub endpoint: String,
+}
+
+/// The ability of a relay to lead host names of the developer's own to an endpoint.
+pub const DOMAINS: &str = "domains";
+
+/// So many host names of the developer's own a session may ask for.
+pub const MAX_DOMAINS: usize = 64;
 
 /// What becomes of deliveries: kept by the relay while the client is away.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -172,11 +195,22 @@ pub struct Seen {
     pub endpoint: String,
 }
 
+/// Asks for the [`Endpoints`] of the token's owner, after one of them has been released.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct AskEndpoints {
+    /// Those whose names come after it.
+    #[prost(string, tag = "1")]
+    pub after: String,
+    /// This endpoint, or host name of the developer's own; empty for none.
+    #[prost(string, tag = "2")]
+    pub release: String,
+}
+
 /// What a relay sends.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FromRelay {
     /// Which message it is; `None` for one this version does not know.
-    #[prost(oneof = "RelayMessage", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "RelayMessage", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub message: Option<RelayMessage>,
 }
 
@@ -204,6 +238,12 @@ pub enum RelayMessage {
     /// The answer to [`AskDeadLetters`].
     #[prost(message, tag = "7")]
     DeadLetters(DeadLetters),
+    /// How a host name of the developer's own is doing.
+    #[prost(message, tag = "8")]
+    DomainState(DomainState),
+    /// The answer to [`AskEndpoints`].
+    #[prost(message, tag = "9")]
+    Endpoints(Endpoints),
 }
 
 /// The session is up.
@@ -227,6 +267,9 @@ pub struct Welcome {
     /// Optional abilities of the relay.
     #[prost(string, repeated, tag = "6")]
     pub features: Vec<String>,
+    /// Endpoints are host names directly below it.
+    #[prost(string, tag = "7")]
+    pub domain: String,
 }
 
 /// An endpoint and where it is reached.
@@ -310,6 +353,54 @@ pub struct Released {
     pub reason: String,
 }
 
+/// How a host name of the developer's own is doing; sent after the welcome, and when it changes.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DomainState {
+    /// The host name.
+    #[prost(string, tag = "1")]
+    pub host: String,
+    /// The endpoint that it is for.
+    #[prost(string, tag = "2")]
+    pub endpoint: String,
+    /// How it is doing.
+    #[prost(enumeration = "Stage", tag = "3")]
+    pub state: i32,
+    /// What it waits for, or why it was refused, for a person.
+    #[prost(string, tag = "4")]
+    pub detail: String,
+    /// DNS records that are wanting.
+    #[prost(message, repeated, tag = "5")]
+    pub records: Vec<Record>,
+    /// Where it answers when it is ready.
+    #[prost(string, tag = "6")]
+    pub url: String,
+}
+
+/// How far a host name of the developer's own is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+pub enum Stage {
+    /// It waits for DNS, or for a certificate.
+    Waiting = 0,
+    /// It leads to the endpoint.
+    Ready = 1,
+    /// It cannot.
+    Refused = 2,
+}
+
+/// A DNS record.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Record {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// `TXT` or `CNAME`.
+    #[prost(string, tag = "2")]
+    pub kind: String,
+    /// What it says.
+    #[prost(string, tag = "3")]
+    pub value: String,
+}
+
 /// What became of deliveries of an endpoint that this client has not seen; sent when it changes.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Backlog {
@@ -385,6 +476,37 @@ pub struct DeadLetter {
     pub listener: String,
 }
 
+/// The answer to [`AskEndpoints`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Endpoints {
+    /// By name.
+    #[prost(message, repeated, tag = "1")]
+    pub endpoints: Vec<OwnEndpoint>,
+    /// There are more after the last of these.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+    /// What was to be released was.
+    #[prost(bool, tag = "3")]
+    pub released: bool,
+    /// Why the relay cannot tell or release, for a person; empty when it can.
+    #[prost(string, tag = "4")]
+    pub problem: String,
+}
+
+/// An endpoint as its owner sees it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct OwnEndpoint {
+    /// Its name, where it is reached, and what waits for it.
+    #[prost(message, optional, tag = "1")]
+    pub endpoint: Option<Endpoint>,
+    /// Clients that serve it now.
+    #[prost(uint32, tag = "2")]
+    pub clients: u32,
+    /// Host names of the developer's own that lead to it.
+    #[prost(string, repeated, tag = "3")]
+    pub domains: Vec<String>,
+}
+
 impl From<ClientMessage> for FromClient {
     fn from(message: ClientMessage) -> Self {
         Self { message: Some(message) }
@@ -406,8 +528,9 @@ mod tests {
     fn the_messages_are_those_of_the_spec() {
         let spec = fields_of_spec(include_str!("../proto/hookway.proto"));
         let code = fields_of_code(include_str!("message.rs"));
-        let all = "Hello Queueing Rule Ping AskDeadLetters Seen Welcome Endpoint Refused Pong GoAway Released Backlog
-            DeadLetters DeadLetter";
+        let all = "Hello Domain Queueing Rule Ping AskDeadLetters Seen AskEndpoints Welcome Endpoint Refused Pong GoAway Released
+            DomainState Record Backlog DeadLetters DeadLetter Endpoints
+            OwnEndpoint";
         for message in all.split_whitespace() {
             let of = |all: &[(String, String, u32)]| -> Vec<(String, u32)> {
                 all.iter().filter(|(m, ..)| m == message).map(|(_, f, t)| (f.clone(), *t)).collect()

@@ -1,6 +1,7 @@
 //! The relay's certificates: which one a TLS handshake gets, and when they change.
 
 pub(crate) mod acme;
+pub(crate) mod check;
 mod dns;
 mod files;
 mod leaf;
@@ -18,6 +19,8 @@ use rustls::sign::CertifiedKey;
 
 pub(crate) use acme::ALPN_CHALLENGE;
 pub(crate) use dns::Responder;
+#[cfg(fuzzing)]
+pub use dns::check_answers as check_dns_answers;
 
 use crate::store::{CertificateRow, Store, StoreError};
 
@@ -143,14 +146,14 @@ impl Certs {
         data_dir: &std::path::Path,
         domain: &Host<'static>,
         store: Arc<dyn Store>,
-        is_claimed: acme::IsClaimed,
+        owner_of: acme::OwnerOf,
     ) -> Result<(Arc<Self>, Option<Responder>), CertsError> {
         let mut responder = None;
         let certs = match config {
             Config::SelfSigned => Self::SelfSigned(Box::new(self_signed::SelfSigned::open(data_dir, domain)?)),
             Config::Files { cert, key } => Self::Files(files::Files::open(&cert, &key)?),
             Config::Acme(config) => {
-                let (acme, own) = acme::Acme::open(*config, domain, store, is_claimed).await?;
+                let (acme, own) = acme::Acme::open(*config, domain, store, owner_of).await?;
                 responder = own;
                 Self::Acme(acme)
             }
@@ -181,6 +184,28 @@ impl Certs {
         self.acme()?.http_challenge(path.strip_prefix("/.well-known/acme-challenge/")?)
     }
 
+    /// Why a host name that is not below the relay's domain has no certificate that is good for it, if it has none.
+    pub(crate) fn wanting(&self, host: &str) -> Option<String> {
+        match self {
+            Self::SelfSigned(_) => {
+                Some("the relay's own CA signs no names but the relay's; ask its operator for --tls acme".into())
+            }
+            Self::Files(files) => {
+                let is_good = files.is_for(host);
+                (!is_good).then(|| "the relay's certificate is not for it; ask its operator for one that is".into())
+            }
+            Self::Acme(acme) => acme.wanting(host),
+        }
+    }
+
+    /// Has one ordered for a host name that leads to an endpoint, where that is possible; `at_once` where what was in its
+    /// way is gone.
+    pub(crate) fn want(&self, host: &str, at_once: bool) {
+        if let Self::Acme(acme) = self {
+            acme.want(host, at_once);
+        }
+    }
+
     /// The CA that clients must be given, if it is the relay's own.
     pub(crate) fn ca(&self) -> Option<PathBuf> {
         match self {
@@ -194,7 +219,8 @@ impl Certs {
         match self {
             Self::SelfSigned(own) => own.renew(),
             Self::Files(files) => files.reload(),
-            Self::Acme(acme) => acme.upkeep(),
+            // It looks after itself.
+            Self::Acme(_) => {}
         }
     }
 
@@ -202,6 +228,8 @@ impl Certs {
     /// there, too.
     pub(crate) fn public_config(self: &Arc<Self>, alpn: &[&[u8]]) -> ServerConfig {
         let mut config = self.server_config(alpn);
+        // All that is offered is strong; who scans wants the server to choose.
+        config.ignore_client_order = true;
         if self.acme().is_some_and(|acme| acme.is_seen_over_tls()) {
             config.alpn_protocols.push(ALPN_CHALLENGE.to_vec());
         }

@@ -27,6 +27,12 @@ pub struct Cli {
 /// The relay's commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a configuration, and say which DNS records it wants
+    Init(InitArgs),
+    /// Is all in place: DNS, ports, clock, certificate, disk? Nothing is changed
+    ///
+    /// It takes the flags of `run`, and reads the same file. Exits 0 if all is well, 1 if something fails.
+    Check(Box<RunArgs>),
     /// Run the relay
     Run(Box<RunArgs>),
     /// Make, list and revoke the tokens that clients connect with
@@ -67,6 +73,38 @@ pub struct StoreArgs {
     #[arg(long, value_name = "DIR", env = "HOOKWAY_RELAY_DATA_DIR", default_value = "/var/lib/hookway")]
     pub data_dir: PathBuf,
     /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a new configuration says.
+#[derive(Args, Clone, Debug)]
+pub struct InitArgs {
+    /// Endpoints are host names directly below this one: hooks.example.com
+    #[arg(long, value_parser = domain)]
+    pub domain: Host<'static>,
+    /// Where to write it
+    #[arg(id = "output", long = "config", value_name = "FILE", default_value = "/etc/hookway/relay.toml")]
+    pub output: PathBuf,
+    /// Where certificates come from
+    #[arg(long, default_value = "acme")]
+    pub tls: Tls,
+    /// Whom the CA writes to
+    #[arg(long, value_name = "MAIL", value_parser = mail)]
+    pub acme_email: Option<String>,
+    /// How the CA is shown that the names are yours
+    #[arg(long, default_value = "dns-01")]
+    pub acme_challenge: AcmeChallenge,
+    /// Where the relay keeps what survives a restart
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/hookway")]
+    pub data_dir: PathBuf,
+    /// The machine's public address, for the records; may be repeated
+    #[arg(long, value_name = "IP", value_parser = address)]
+    pub address: Vec<std::net::IpAddr>,
+    /// Write over a file that is there
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -122,13 +160,16 @@ pub enum EndpointCommand {
         /// Its name
         name: String,
     },
-    /// Make a name free for others
+    /// Take a name from its owner: an endpoint's, or a host name of a developer's own
     Release {
         /// Which store.
         #[command(flatten)]
         store: StoreArgs,
         /// Its name
         name: String,
+        /// An endpoint's name can be had by others after this time; its owner can have it again at once
+        #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = duration)]
+        hold: Duration,
     },
 }
 
@@ -253,6 +294,9 @@ pub struct RunArgs {
     pub(crate) tls_key: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) acme: AcmeArgs,
+    /// Where developers' own host names are looked up, instead of this machine's name servers
+    #[arg(long, value_name = "IP:PORT", env = "HOOKWAY_RELAY_RESOLVER")]
+    pub(crate) resolver: Option<SocketAddr>,
     /// How long work in flight may take when the relay stops
     #[arg(long, value_name = "DURATION", env = "HOOKWAY_RELAY_GRACE", default_value = "30s", value_parser = duration)]
     pub(crate) grace: Duration,
@@ -417,6 +461,25 @@ impl RunArgs {
 
 fn host(text: &str) -> Result<Host<'static>, String> {
     Host::parse(text).map(Host::into_owned).map_err(|error| error.to_string())
+}
+
+/// One that others can look up.
+fn domain(text: &str) -> Result<Host<'static>, String> {
+    let parsed = host(text)?;
+    let labels_fit = parsed.as_str().split('.').all(|label| !label.starts_with('-') && !label.ends_with('-'));
+    let fits = parsed.is_domain_name() && labels_fit && !text.contains(':');
+    fits.then_some(parsed).ok_or_else(|| "a domain is a name such as hooks.example.com".into())
+}
+
+fn mail(text: &str) -> Result<String, String> {
+    let fits = text.split_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty())
+        && !text.contains(|c: char| c.is_control() || c.is_whitespace());
+    fits.then(|| text.to_owned()).ok_or_else(|| "a mail address is one such as you@example.com".into())
+}
+
+fn address(text: &str) -> Result<std::net::IpAddr, String> {
+    let parsed = text.parse::<std::net::IpAddr>().map_err(|error| error.to_string())?;
+    (!parsed.is_unspecified()).then_some(parsed).ok_or_else(|| "it is no address that others could reach".into())
 }
 
 /// A head travels in one frame of the link.

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use hookway_protocol::host::Host;
 use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
 use hookway_relay::config::ConfigError;
-use hookway_relay::store::{self, EndpointRow, ListenerRow, Store, TokenRow};
+use hookway_relay::store::{self, DomainRow, EndpointRow, ListenerRow, Store, TokenRow};
 use hookway_relay::{BindError, CertsError, Server};
 use jiff::Timestamp;
 use serde_json::json;
@@ -25,9 +26,11 @@ macro_rules! tell {
 
 mod cert;
 mod queue;
+mod setup;
 
 pub(crate) use cert::cert;
 pub(crate) use queue::queue;
+pub(crate) use setup::{check, init};
 
 /// Prints an error with its causes.
 pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
@@ -53,6 +56,9 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return fail(&anyhow::Error::new(error).context("--log is no filter"), 2),
     };
+    // A name server's nonsense is not the operator's concern: a line for each would be a stranger's way into the log.
+    let quiet = (!args.log.contains("hickory")).then(|| "hickory_net=error".parse().expect("a directive"));
+    let filter = quiet.into_iter().fold(filter, tracing_subscriber::EnvFilter::add_directive);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let config = match args.config() {
@@ -158,7 +164,8 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
             } else {
                 say!("{secret}");
                 tell!("This is the only time it is shown. On the developer's machine:");
-                tell!("  hookway login RELAY      (it asks for the token)");
+                let relay = store.config.as_deref().and_then(hookway_relay::config::domain_in);
+                tell!("  hookway login {}      (it asks for the token)", relay.as_deref().unwrap_or("RELAY"));
             }
         }
         TokenCommand::List { store } => {
@@ -197,12 +204,32 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
             let row = row.ok_or_else(|| unknown(&name))?;
             let mut listeners = opened.listeners().await?;
             listeners.retain(|listener| listener.endpoint == row.id && !listener.name.is_empty());
-            print_endpoint(row, &listeners, store.json)?;
+            let mut domains = opened.domains().await?;
+            domains.retain(|domain| domain.endpoint == row.id);
+            print_endpoint(row, &domains, &listeners, store.json)?;
         }
-        EndpointCommand::Release { store, name } => {
+        EndpointCommand::Release { store, name, hold } if !name.contains('.') => {
             let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
-            if !open(&store)?.release_endpoint(&parsed, Timestamp::now()).await? {
+            let now = Timestamp::now();
+            let held = now.checked_add(hold)?;
+            if !open(&store)?.release_endpoint(&parsed, None, now, held).await? {
                 return Err(unknown(&name));
+            }
+            if store.json {
+                say!("{}", json!({"released": name, "held_until": held}));
+            } else {
+                say!("released {name}");
+                if !hold.is_zero() {
+                    tell!("Others can have it from {held:.0}, or at once after:");
+                    tell!("  hookway-relay endpoint release {name} --hold 0s");
+                }
+            }
+        }
+        EndpointCommand::Release { store, name, .. } => {
+            let host = Host::parse(&name).with_context(|| format!("`{name}` is no host name"))?;
+            if !open(&store)?.remove_domain(host.as_str(), None).await? {
+                let next = "hookway-relay endpoint show NAME";
+                anyhow::bail!("no endpoint has the host name `{name}`\n  next:  {next}");
             }
             if store.json {
                 say!("{}", json!({"released": name}));
@@ -220,19 +247,31 @@ fn print_endpoints(rows: &[EndpointRow], json: bool) -> anyhow::Result<()> {
     })
 }
 
-/// With those that each get a copy.
-fn print_endpoint(row: EndpointRow, listeners: &[ListenerRow], json: bool) -> anyhow::Result<()> {
+/// With its other host names, and those that each get a copy.
+fn print_endpoint(
+    row: EndpointRow,
+    domains: &[DomainRow],
+    listeners: &[ListenerRow],
+    json: bool,
+) -> anyhow::Result<()> {
     if json {
         let listener = |ListenerRow { name, seen_at, missed, .. }: &ListenerRow| {
             let missed = missed.count;
             json!({"name": name, "last_seen_at": seen_at, "missed": missed})
         };
         let mut shown = serde_json::to_value(row)?;
+        shown["domains"] = serde_json::to_value(domains)?;
         shown["listeners"] = listeners.iter().map(listener).collect();
         say!("{shown}");
         return Ok(());
     }
     print_endpoints(&[row], false)?;
+    if !domains.is_empty() {
+        say!("\nHOST NAME                                         SINCE");
+    }
+    for DomainRow { host, proved_at, .. } in domains {
+        say!("{host:<48}  {proved_at:.0}");
+    }
     if !listeners.is_empty() {
         say!("\nLISTENER                          LAST SEEN               MISSED");
     }

@@ -78,6 +78,15 @@ pub enum ConfigError {
         #[source]
         cause: Reason,
     },
+    /// A file with a key cannot be read.
+    #[error("cannot read the MAC key {path}")]
+    NoKeyFile {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file with a key holds something else.
     #[error("{path} holds no key in base64url")]
     NoKey {
@@ -110,6 +119,7 @@ impl ConfigError {
     #[must_use]
     pub const fn next(&self) -> &'static str {
         match self {
+            Self::NoKeyFile { .. } => "check --acme-eab-key-file and the file's rights",
             Self::NoKey { .. } => "put the key there as the CA hands it out",
             Self::Unreadable { .. } => "check the path and its rights, or leave --config out",
             Self::Wrong { .. } => "mend these lines; every setting is listed by:  hookway-relay run --help",
@@ -148,6 +158,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Result<Cli, Con
     };
     let command = settings::defaults(command, &settings);
     Ok(Ok(Cli::from_arg_matches(&command.try_get_matches_from(args)?)?))
+}
+
+/// The domain that a configuration file names.
+#[must_use]
+pub fn domain_in(path: &Path) -> Option<String> {
+    let settings = from_file(path).ok()?;
+    settings.into_iter().find(|setting| setting.key == "domain")?.values.into_iter().next()
 }
 
 /// What the file says. A command that knows fewer settings than `run` reads the same file.
@@ -226,6 +243,7 @@ impl RunArgs {
                 max_sessions: self.max_sessions,
                 max_names: self.max_names,
                 reply_timeout: self.reply_timeout,
+                resolver: self.resolver,
             },
             limits: limits::Config {
                 rate: self.rate,
@@ -288,7 +306,7 @@ impl AcmeArgs {
             (Some(kid), Some(file)) => {
                 let shown = file.display().to_string();
                 let text = std::fs::read_to_string(file)
-                    .map_err(|source| ConfigError::Unreadable { path: shown.clone(), source })?;
+                    .map_err(|source| ConfigError::NoKeyFile { path: shown.clone(), source })?;
                 let key = BASE64_URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('='));
                 let key = key.map_err(|source| ConfigError::NoKey { path: shown, source: Box::new(source) })?;
                 Some(acme::Binding { kid: kid.clone(), key })
@@ -314,6 +332,7 @@ impl AcmeArgs {
             ca: self.ca.clone(),
             binding,
             proof,
+            http: has_http,
         })
     }
 }
@@ -321,7 +340,8 @@ impl AcmeArgs {
 impl Cli {
     /// The settings of a command: its long flags, but for those that make no sense in a file.
     fn command_keys(command: &Command) -> Vec<&str> {
-        let not_settings = ["config", "help", "version", "json", "name", "endpoints", "expires", "endpoint", "all"];
+        let not_settings =
+            ["config", "help", "version", "json", "name", "endpoints", "expires", "endpoint", "all", "hold"];
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|key| !not_settings.contains(key)).collect()
     }
 }
@@ -411,8 +431,9 @@ mod tests {
             .collect();
         let mut all_set =
             run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
-        // Its default is to be the port listened on, which is no value to write down.
+        // Their defaults are no values to write down.
         assert_eq!(all_set.public.public_port.take(), Some(443));
+        assert!(all_set.tunnel.resolver.take().is_some());
         let shown =
             |config: &Config| format!("{:?} {:?} {:?} {:?}", config.public, config.tunnel, config.limits, config.queue);
         assert_eq!(shown(&all_set), shown(&from_example), "what is commented out are the defaults");

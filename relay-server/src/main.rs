@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     match cli.command {
+        Command::Init(args) => commands::init(&args),
+        Command::Check(args) => commands::check(&args),
         Command::Run(args) => commands::run(&args),
         Command::Token { command } => commands::on_store(commands::token(command)),
         Command::Endpoint { command } => commands::on_store(commands::endpoint(command)),

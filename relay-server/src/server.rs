@@ -1,12 +1,14 @@
 //! The relay as a whole: everything bound, running, and stopped in order.
 
 use std::fs::File;
+use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hookway_protocol::host::Host;
 use hookway_protocol::link::{ALPN, ALPN_H2};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
@@ -83,11 +85,12 @@ impl Server {
         let store = store::open(&config.data_dir)?;
         let lock = lock(&config.data_dir)?;
         let queue = Queue::new(store.clone(), config.queue, config.data_dir.clone(), metrics.clone(), shutdown.clone());
-        let registry = Arc::new(Registry::open(store.clone(), queue.clone(), config.limits).await?);
+        let registry =
+            Arc::new(Registry::open(config.domain.clone(), store.clone(), queue.clone(), config.limits).await?);
         let names = registry.clone();
-        let is_claimed = Box::new(move |name: &str| names.find(name).is_some());
+        let owner_of = Box::new(move |host: &str| Some(names.at(&Host::parse(host).ok()?)?.owner().to_owned()));
         let (certs, responder) =
-            certs::Certs::open(config.certs, &config.data_dir, &config.domain, store.clone(), is_claimed).await?;
+            certs::Certs::open(config.certs, &config.data_dir, &config.domain, store.clone(), owner_of).await?;
 
         let (https, udp) = bind_both(config.public.https)?;
         let http = config.public.http.map(|address| bind_tcp("http", address)).transpose()?;
@@ -98,6 +101,7 @@ impl Server {
             admin: admin.as_ref().zip(config.admin.admin).map(|(l, address)| local(l, address)).transpose()?,
         };
 
+        tell_where(&lock, &addresses, responder.as_ref());
         let https_port = config.public.public_port.unwrap_or(addresses.https.port());
         let urls = Urls {
             domain: config.domain.to_string(),
@@ -108,6 +112,7 @@ impl Server {
             store: store.clone(),
             queue: queue.clone(),
             registry: registry.clone(),
+            certs: certs.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
             urls,
@@ -234,6 +239,16 @@ fn lock(data_dir: &Path) -> Result<File, BindError> {
         Err(std::fs::TryLockError::WouldBlock) => Err(BindError::InUse(data_dir.to_owned())),
         Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+/// Writes down where the relay listens, an address a line, for `hookway-relay check`.
+fn tell_where(lock: &File, addresses: &Addresses, responder: Option<&certs::Responder>) {
+    let dns = responder.and_then(certs::Responder::address);
+    let all = [Some(addresses.https), addresses.http, addresses.admin, dns];
+    let text: String = all.into_iter().flatten().map(|address| format!("{address}\n")).collect();
+    let mut file = lock;
+    // It is for people only.
+    let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
 }
 
 /// TCP and UDP on one port number. With port 0, one that is free for both.

@@ -9,6 +9,7 @@ mod sqlite;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -37,15 +38,9 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Revokes the tokens of that id or name, and says which.
     fn revoke_tokens(&self, id_or_name: &str, at: Timestamp) -> Later<'_, Vec<TokenRow>>;
 
-    /// Gives a name to an owner unless another has it, or he would have more than `most` (`None`), and says whose it
-    /// is now.
-    fn claim_endpoint(
-        &self,
-        name: &EndpointName,
-        owner: &str,
-        most: usize,
-        at: Timestamp,
-    ) -> Later<'_, Option<EndpointRow>>;
+    /// Gives a name to an owner unless another has or had it, or he would have more than `most`, those that are held for
+    /// him among them.
+    fn claim_endpoint(&self, name: &EndpointName, owner: &str, most: usize, at: Timestamp) -> Later<'_, Claimed>;
     /// Keeps what is known of a listener, in place of what was known before; nothing when its endpoint is no more.
     fn put_listener(&self, row: ListenerRow) -> Later<'_, ()>;
     /// All listeners.
@@ -54,9 +49,23 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn remove_listener(&self, endpoint: EndpointId, name: &str) -> Later<'_, ()>;
     /// All endpoints by name.
     fn endpoints(&self) -> Later<'_, Vec<EndpointRow>>;
-    /// Makes a name free and forgets its listeners, and says whether somebody had it. Deliveries that wait for it become dead letters: whoever
-    /// has the name next is another endpoint.
-    fn release_endpoint(&self, name: &EndpointName, at: Timestamp) -> Later<'_, bool>;
+    /// Makes a name free, for its owner alone until `held`, if `of` has it where that says who, and says whether it was
+    /// not free. A name that is held already is held until then. Its listeners and domains
+    /// are forgotten, and deliveries that wait for it become dead letters: whoever has the name next is another
+    /// endpoint.
+    fn release_endpoint(
+        &self,
+        name: &EndpointName,
+        of: Option<EndpointId>,
+        at: Timestamp,
+        held: Timestamp,
+    ) -> Later<'_, bool>;
+    /// Leads a host name to an endpoint, wherever it led before; nowhere, when the endpoint is no more.
+    fn put_domain(&self, row: DomainRow) -> Later<'_, ()>;
+    /// All host names that are developers' own.
+    fn domains(&self) -> Later<'_, Vec<DomainRow>>;
+    /// Forgets a host name, if it leads to `of` where that says whereto, and says whether it did.
+    fn remove_domain(&self, host: &str, of: Option<EndpointId>) -> Later<'_, bool>;
 
     /// Keeps a delivery, the last in the order of acceptance.
     fn push(&self, row: NewDelivery, payload: Payload) -> Later<'_, Seq>;
@@ -84,6 +93,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Keeps a certificate, in place of the one before of the same names. That somebody asked for another stays, unless
     /// it was asked before `served`.
     fn put_certificate(&self, row: CertificateRow, served: Option<Timestamp>) -> Later<'_, ()>;
+    /// Forgets a certificate.
+    fn remove_certificate(&self, names: &str) -> Later<'_, ()>;
     /// Asks for another of each certificate, and says of how many.
     fn renew_certificates(&self, at: Timestamp) -> Later<'_, usize>;
     /// How many bytes of its own files it can use again: they do not shrink.
@@ -167,6 +178,32 @@ pub struct EndpointRow {
     pub created_at: Timestamp,
     /// When a client last connected for it.
     pub last_seen_at: Timestamp,
+}
+
+/// A released name is kept for its owner for this long, unless its operator says otherwise.
+pub const HELD_FOR: Duration = Duration::from_secs(30 * 86_400);
+
+/// What came of asking for a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// Whose it is now: his who asked, or another's.
+    Has(EndpointRow),
+    /// It was another's, and is free for all only then.
+    Held(Timestamp),
+    /// Who asked has as many as he may.
+    TooMany,
+}
+
+/// A host name of a developer's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DomainRow {
+    /// In lower case, as A-labels.
+    pub host: String,
+    /// Where it leads.
+    #[serde(skip)]
+    pub endpoint: EndpointId,
+    /// When it was shown to be the developer's.
+    pub proved_at: Timestamp,
 }
 
 /// Who gets an endpoint's deliveries: the endpoint's only client or those that take turns, without a name; or one of

@@ -1,5 +1,6 @@
 //! Clients: how they connect, what they serve, and how deliveries reach them.
 
+mod domains;
 mod drain;
 mod endpoint;
 mod handshake;
@@ -9,6 +10,7 @@ mod registry;
 mod reply;
 mod session;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(crate) use endpoint::{Parts, Tunnel};
@@ -35,6 +37,8 @@ pub struct Config {
     /// A client must have taken a delivery, and its reply have begun, within this time. Clients have their own,
     /// shorter limit for the app.
     pub reply_timeout: Duration,
+    /// The name server that developers' own host names are looked up at, instead of this machine's.
+    pub resolver: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -47,6 +51,7 @@ impl Default for Config {
             max_sessions: 100,
             max_names: 1000,
             reply_timeout: Duration::from_secs(600),
+            resolver: None,
         }
     }
 }

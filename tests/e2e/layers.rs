@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The relay's modules from the top; a module may use those on later lines, and those in its own line.
 const RELAY: [&[&str]; 11] = [
     &["main", "commands"],
-    &["server"],
+    &["server", "check"],
     &["config", "cli"],
     &["admin", "public"],
     &["relay"],
@@ -15,7 +15,7 @@ const RELAY: [&[&str]; 11] = [
     &["certs"],
     &["auth"],
     &["store"],
-    &["delivery", "limits", "metrics", "shutdown"],
+    &["delivery", "limits", "metrics", "resolver", "shutdown"],
 ];
 const CLIENT: [&[&str]; 14] = [
     &["main"],

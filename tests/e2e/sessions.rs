@@ -133,16 +133,16 @@ async fn a_name_released_and_claimed_at_once_is_its_new_owners() {
     let old = world.client("billing", &app).await;
     let bob = world.token("bob", &[]).await;
     let store = hookway_relay::store::open(world.ca().parent().expect("the data folder")).expect("the store");
-    assert!(
-        store.release_endpoint(&"billing".parse().expect("a name"), jiff::Timestamp::now()).await.expect("released")
-    );
+    let (billing, now) = ("billing".parse().expect("a name"), jiff::Timestamp::now());
+    assert!(store.release_endpoint(&billing, None, now, now).await.expect("released"));
     // Before the relay has looked whether the store has changed.
     let _new = world.try_client(&bob, "billing", &app).await.expect("free");
     let ended = async { while old.next_event().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the old owner is told");
     // The relay has looked once more when another's release is seen, and the name is still there.
     let _other = world.client("other", &app).await;
-    assert!(store.release_endpoint(&"other".parse().expect("a name"), jiff::Timestamp::now()).await.expect("released"));
+    let (name, now) = ("other".parse().expect("a name"), jiff::Timestamp::now());
+    assert!(store.release_endpoint(&name, None, now, now).await.expect("released"));
     let seen = async { while world.send(post("other", "/").body("{}")).await.status != 404 {} };
     tokio::time::timeout(Duration::from_secs(5), seen).await.expect("seen within 5 s");
     let _ = world.send(post("billing", "/").body("{}")).await.expect(200);
@@ -188,18 +188,30 @@ async fn a_revoked_token_ends_its_sessions() {
 }
 
 #[tokio::test]
-async fn a_released_name_is_free_for_others() {
+async fn a_released_name_is_kept_for_its_owner_and_then_free_for_others() {
     let world = World::new().await;
     let app = App::echo().await;
     let client = world.client("billing", &app).await;
     let store = hookway_relay::store::open(world.ca().parent().expect("the data folder")).expect("the store");
     let name = "billing".parse().expect("a name");
-    assert!(store.release_endpoint(&name, jiff::Timestamp::now()).await.expect("released"));
+    let now = jiff::Timestamp::now();
+    assert!(store.release_endpoint(&name, None, now, now + Duration::from_secs(86_400)).await.expect("released"));
     let ended = async { while client.next_event().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("told within 5 s");
     let _ = world.send(post("billing", "/").body("{}")).await.expect(404);
     let bob = world.token("bob", &[]).await;
-    world.try_client(&bob, "billing", &app).await.expect("free").close().await;
+    match world.try_client(&bob, "billing", &app).await {
+        Err(hookway::ConnectError::Refused { code, reason, .. }) => {
+            assert_eq!(code, Code::Taken);
+            assert!(reason.contains("kept for its owner until"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    world.client("billing", &app).await.close().await;
+    for _ in 0..2 {
+        assert!(store.release_endpoint(&name, None, now, now).await.expect("released for good"));
+        world.try_client(&bob, "billing", &app).await.expect("free").close().await;
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 """Certificates from an authority: got, served, renewed, and what happens while the authority is in trouble.
 
-A draft, written before the relay knew ACME: it is skipped until `hookway-relay run` takes --acme-directory.
 The authority is Pebble behind a front, the DNS a resolver of ours before the relay's own responder or Knot: see
 acme_servers.py and name_servers.py.
 """
@@ -39,15 +38,6 @@ from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, LONG, Program, Relay, eventual
 
 CHALLENGE = f"_acme-challenge.{DOMAIN}"
 SOON = 40.0  # seconds in which a certificate is there once nothing is in its way
-
-
-@functools.cache
-def help_of_run():
-    done = subprocess.run([HOOKWAY_RELAY, "run", "--help"], capture_output=True, text=True, timeout=20, check=False)
-    return done.stdout
-
-
-pytestmark = pytest.mark.skipif("--acme-directory" not in help_of_run(), reason="this relay knows no ACME")
 
 
 # ── what the tests are made of ────────────────────────────────────────────────────────────────────────────────────

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hookway_protocol::host::EndpointName;
+use hookway_protocol::message::Domain;
 use hookway_protocol::settings::{duration, size};
 use http::{HeaderName, HeaderValue};
 
 pub(crate) use groups::{
     CassetteArgs, FindArgs, HistoryArgs, InspectArgs, PolicyArgs, QueueingArgs, ShareArgs, VerifyArgs,
 };
-pub(crate) use values::route;
+pub(crate) use values::{domain, route};
 
 use crate::config::provider;
 use crate::filter::Filter;
@@ -50,7 +51,7 @@ pub struct GlobalArgs {
     /// When to use colour
     #[arg(long, env = "HOOKWAY_COLOR", default_value = "auto", global = true)]
     pub(crate) color: Color,
-    /// Print errors only
+    /// Print warnings and errors only
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// Log what happens on the way; twice for more
@@ -104,6 +105,9 @@ pub struct ForwardArgs {
     /// Endpoint name; may be repeated
     #[arg(short, long, env = "HOOKWAY_NAME", value_delimiter = ',')]
     pub(crate) name: Vec<EndpointName>,
+    /// A host name of your own that leads to the endpoint; what to set in its DNS is said. May be repeated
+    #[arg(long, value_name = "HOST[=NAME]", env = "HOOKWAY_DOMAIN", value_parser = domain, value_delimiter = ',')]
+    pub(crate) domain: Vec<Domain>,
     /// Paths that go elsewhere: /stripe=3001; may be repeated, the longest prefix wins
     #[arg(long, value_name = "PATH=TARGET", env = "HOOKWAY_ROUTE", value_parser = route, value_delimiter = ',')]
     pub(crate) route: Vec<(String, Target)>,
@@ -417,10 +421,31 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE", env = "HOOKWAY_TOKEN_FILE")]
         token_file: Option<PathBuf>,
     },
+    /// Is everything in place, from the local app to the relay?
+    ///
+    /// Exits 0 if it is, 3 if no way leads to the relay, 4 if it does not let this client in, 1 for the rest.
+    Doctor {
+        /// Where your app listens: 3000, host:port, or http(s)://host:port/prefix
+        #[arg(value_name = "TARGET")]
+        target: Option<Target>,
+        #[command(flatten)]
+        relay: RelayArgs,
+    },
     /// Forget the token
     Logout,
     /// Ask the relay who the token belongs to
     Whoami {
+        #[command(flatten)]
+        relay: RelayArgs,
+    },
+    /// Your endpoints at the relay
+    Endpoints {
+        /// What to do
+        #[arg(default_value = "list")]
+        what: EndpointsCommand,
+        /// What to release: an endpoint's name, or a host name such as hooks.example.com
+        #[arg(required_if_eq("what", "release"))]
+        name: Option<String>,
         #[command(flatten)]
         relay: RelayArgs,
     },
@@ -437,6 +462,15 @@ pub(crate) enum Command {
     },
     /// Print the version
     Version,
+}
+
+/// What of the endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EndpointsCommand {
+    /// List them: who serves them, what waits, and your own host names that lead there
+    List,
+    /// Give a name back, which is kept for you for 30 days; or a host name of your own
+    Release,
 }
 
 /// What of a key.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookway_protocol::host::{EndpointName, InvalidName};
-use hookway_protocol::message::{Queueing, Rule, Share};
+use hookway_protocol::message::{Domain, Queueing, Rule, Share};
 use hookway_protocol::seal::{OpeningKey, PUBLIC_KEY};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,7 @@ impl Options {
                 transport: Transports::Auto,
                 token,
                 endpoints: vec![],
+                domains: vec![],
                 queueing: Queueing::default(),
                 opening_key: None,
             },
@@ -79,6 +80,15 @@ impl Options {
     pub fn name(mut self, name: &str) -> Result<Self, InvalidName> {
         self.tunnel.endpoints.push(name.parse::<EndpointName>()?.to_string());
         Ok(self)
+    }
+
+    /// Leads a host name of the developer's own to an endpoint, the first unless `name` says another: what is still to
+    /// be done for it comes as [`Event::Domain`].
+    #[must_use]
+    pub fn domain(mut self, host: &str, name: Option<&str>) -> Self {
+        let (host, endpoint) = (host.to_owned(), name.unwrap_or_default().to_owned());
+        self.tunnel.domains.push(Domain { host, endpoint });
+        self
     }
 
     /// Trusts this CA for the relay.
@@ -122,6 +132,11 @@ impl Options {
         self.tunnel.queueing.seal_key = public.map(Vec::from).unwrap_or_default();
         self.tunnel.opening_key = Some(Arc::new(key));
         self
+    }
+
+    /// Which relay, and how it is reached.
+    pub(crate) const fn relay_settings(&self) -> &tunnel::Settings {
+        &self.tunnel
     }
 
     /// Keeps exchanges there.

@@ -4,7 +4,9 @@ mod account;
 mod cassette;
 #[cfg(feature = "dev")]
 mod dev;
+mod doctor;
 mod drill;
+mod endpoints;
 mod forward;
 mod history;
 mod providers;
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::cli::{CassetteArgs, Cli, Command, ConfigCommand, GlobalArgs, PolicyArgs};
+use crate::cli::{CassetteArgs, Cli, Command, ConfigCommand, EndpointsCommand, GlobalArgs, PolicyArgs};
 use crate::config::{self, ConfigError};
 use crate::filter::Filter;
 use crate::history::{FileError, WhichError};
@@ -118,6 +120,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             account::login(&cli.global, &url, relay_ca, token_file, output)
         }
         Some(Command::Logout) => account::logout(&cli.global, output),
+        Some(Command::Doctor { target, relay }) => doctor::run(target.as_ref(), &relay, &files, output),
+        Some(Command::Endpoints { what, name, relay }) => {
+            let release = name.filter(|_| what == EndpointsCommand::Release);
+            endpoints::run(release.as_deref(), &relay, &files, output)
+        }
         Some(Command::Whoami { relay }) => account::whoami(&relay, &files, output),
         Some(Command::Config { what }) => match what {
             ConfigCommand::Path => account::config_path(&cli.global, output),

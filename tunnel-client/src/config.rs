@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, FromArgMatches};
 use etcetera::BaseStrategy;
 use hookway_protocol::host::EndpointName;
+use hookway_protocol::message::Domain;
 use hookway_protocol::settings::{self, Problem, Setting};
 use serde::Deserialize;
 
-use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, route};
+use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, domain, route};
 use crate::queueing::Queueing;
 use crate::signature::Known as Provider;
 use crate::target::Target;
@@ -87,6 +88,8 @@ pub(crate) struct ProjectEndpoint {
     pub(crate) name: EndpointName,
     pub(crate) target: Option<Target>,
     pub(crate) routes: Vec<(String, Target)>,
+    /// The developer's own host names for it.
+    pub(crate) domains: Vec<Domain>,
     pub(crate) queueing: Queueing,
 }
 
@@ -98,6 +101,8 @@ struct EndpointTable {
     target: Option<String>,
     #[serde(default)]
     route: Vec<String>,
+    #[serde(default)]
+    domain: Vec<String>,
     #[serde(default)]
     on_offline: Vec<String>,
     #[serde(default)]
@@ -126,7 +131,10 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Result<(Cli, Files), ConfigEr
     }
     let uses_files = match (matches.subcommand_name(), &cli.command) {
         (_, Some(Command::Config { what })) => *what != ConfigCommand::Path,
-        (name, _) => matches!(name, None | Some("whoami" | "dev" | "replay" | "inspect" | "send" | "drill" | "verify")),
+        (name, _) => matches!(
+            name,
+            None | Some("whoami" | "doctor" | "endpoints" | "dev" | "replay" | "inspect" | "send" | "drill" | "verify")
+        ),
     };
     if !uses_files {
         return Ok(Ok((cli, Files::default())));
@@ -413,6 +421,12 @@ impl EndpointTable {
         let target = target.map_err(|error| format!("the target of `{name}`: {error}"))?;
         let routes = self.route.iter().map(|text| route(text)).collect::<Result<_, String>>();
         let routes = routes.map_err(|error| format!("a route of `{name}`: {error}"))?;
+        let domains = self.domain.iter().map(|text| match domain(text)? {
+            domain if domain.endpoint.is_empty() => Ok(domain),
+            _ => Err("it is HOST alone: it stands at its endpoint".into()),
+        });
+        let domains = domains.collect::<Result<_, String>>();
+        let domains = domains.map_err(|error| format!("a domain of `{name}`: {error}"))?;
         let on_offline = self.on_offline.iter().map(|text| text.parse()).collect::<Result<_, _>>();
         let ack = self.ack.iter().map(|text| text.parse()).collect::<Result<_, _>>();
         let queueing = Queueing {
@@ -420,6 +434,6 @@ impl EndpointTable {
             ack: ack.map_err(|error: String| format!("ack of `{name}`: {error}"))?,
             retry_5xx: self.retry_5xx,
         };
-        Ok(ProjectEndpoint { name, target, routes, queueing })
+        Ok(ProjectEndpoint { name, target, routes, domains, queueing })
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hookway_protocol::message::{DomainState, Stage};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,28 @@ pub(crate) struct LinkNow {
     pub(crate) rtt: Option<Duration>,
     /// Dead letters by endpoint.
     pub(crate) dead_letters: BTreeMap<String, u64>,
+    /// How the developer's own host names are doing.
+    pub(crate) domains: BTreeMap<String, DomainState>,
+}
+
+impl LinkNow {
+    /// The relay has let the client in.
+    fn up(&mut self, welcomed: Welcomed) {
+        let dead = welcomed.backlogs.iter().map(|backlog| (backlog.endpoint.clone(), backlog.dead_letters));
+        let (dead_letters, domains) = (dead.collect(), std::mem::take(&mut self.domains));
+        *self = Self { welcomed: Some(welcomed), dead_letters, domains, ..Self::default() };
+    }
+
+    /// The URLs of each endpoint by name, those of the developer's own host names that are ready at their end.
+    pub(crate) fn urls(&self) -> BTreeMap<String, Vec<String>> {
+        let mut urls = self.welcomed.as_ref().map(|welcomed| welcomed.urls.clone()).unwrap_or_default();
+        for state in self.domains.values().filter(|state| state.state() == Stage::Ready) {
+            if let Some(all) = urls.get_mut(&state.endpoint) {
+                all.push(state.url.clone());
+            }
+        }
+        urls
+    }
 }
 
 #[derive(Debug, Default)]
@@ -81,10 +104,9 @@ impl Events {
     pub(crate) fn tell(&self, event: Event) {
         match &event {
             Event::Up(welcomed) => {
-                let dead = welcomed.backlogs.iter().map(|backlog| (backlog.endpoint.clone(), backlog.dead_letters));
-                let dead_letters = dead.collect();
-                *self.lock() = LinkNow { welcomed: Some(welcomed.clone()), dead_letters, ..LinkNow::default() };
+                self.lock().up(welcomed.clone());
             }
+            Event::Domain(state) => drop(self.lock().domains.insert(state.host.clone(), state.clone())),
             Event::DeadLetters { endpoint, count } => {
                 self.lock().dead_letters.insert(endpoint.clone(), *count);
             }
@@ -134,7 +156,7 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// Another client took an endpoint, or the operator released it.
+    /// Another client took an endpoint, or it was released.
     Released {
         /// The endpoint.
         endpoint: String,
@@ -166,6 +188,8 @@ pub enum Event {
         /// Why the last of them could not be kept.
         why: String,
     },
+    /// How a host name of the developer's own is doing has changed.
+    Domain(DomainState),
     /// Something that would help the person at the client.
     Hint {
         /// What to do, in a sentence.

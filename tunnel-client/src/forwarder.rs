@@ -24,6 +24,7 @@ pub(crate) use refusal::AppBody;
 use crate::events::Events;
 use crate::target::Target;
 use crate::webhook::{Policy, Webhooks};
+pub(crate) use app::reach;
 use app::{App, Patience};
 use refusal::HostHint;
 

@@ -7,7 +7,9 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use hookway_protocol::finding::{Finding, State};
 use hookway_protocol::link::Transport;
+use hookway_protocol::message::{DomainState, Record, Stage};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -159,6 +161,26 @@ impl Output {
         }
     }
 
+    /// What a check found.
+    pub(crate) fn finding(self, finding: &Finding) {
+        let Finding { check, state, detail, next } = finding;
+        if self.json {
+            let (state, event) = (state.name(), "check");
+            return self.json(&json!({"event": event, "check": check, "state": state, "detail": detail, "next": next}));
+        }
+        if self.quiet && *state == State::Ok {
+            return;
+        }
+        let text = finding.to_string();
+        let (word, rest) = text.split_at(state.name().len());
+        let colour = match state {
+            State::Ok => AnsiColor::Green,
+            State::Warn => AnsiColor::Yellow,
+            State::Fail => AnsiColor::Red,
+        };
+        self.line(&format!("{}{rest}", paint(word, colour, self.colour)));
+    }
+
     /// Something that has gone wrong, though there are results.
     pub(crate) fn warn(self, text: &str) {
         let title = paint("warning:", AnsiColor::Yellow, self.colour_errors);
@@ -262,6 +284,35 @@ impl Output {
         self.warn(&format!("{endpoint}: {what}{since}, and could not be kept for this client ({why})"));
     }
 
+    /// How a host name of the developer's own is doing, and what is to be set in its DNS.
+    fn domain(self, state: &DomainState) {
+        let DomainState { host, endpoint, detail, records, url, .. } = state;
+        let stage = match state.state() {
+            Stage::Waiting => "waiting",
+            Stage::Ready => "ready",
+            Stage::Refused => "refused",
+        };
+        if self.json {
+            let records = records.iter().map(|it| json!({"name": it.name, "type": it.kind, "value": it.value}));
+            self.json(&json!({
+                "event": "domain", "domain": host, "endpoint": endpoint, "state": stage, "url": url, "detail": detail,
+                "records": records.collect::<Vec<_>>(),
+            }));
+            return;
+        }
+        let (host, detail) = (harmless::text(host, 253), harmless::text(detail, 400));
+        match state.state() {
+            Stage::Refused => self.warn(&format!("{host} cannot lead here: {detail}")),
+            Stage::Waiting => self.note(&format!("{host} waits: {detail}")),
+            Stage::Ready if detail.is_empty() => self.note(&format!("{url} leads to {endpoint}, too")),
+            Stage::Ready => self.note(&format!("{url} leads to {endpoint}, too; {detail}")),
+        }
+        for Record { name, kind, value } in records {
+            let value = if kind == "TXT" { format!("\"{value}\"") } else { format!("{value}.") };
+            self.note(&format!("    {name}.   {kind}   {value}"));
+        }
+    }
+
     fn title(self, banner: &Banner) {
         self.line(&format!("hookway {}   {}", env!("CARGO_PKG_VERSION"), harmless::text(&banner.title, 200)));
         self.line("");
@@ -318,6 +369,7 @@ impl Output {
                 self.json(&json!({"event": "lost", "endpoint": endpoint, "count": count, "since": since, "why": why}));
             }
             Event::Lost { endpoint, count, since, why } => self.lost(endpoint, *count, *since, why),
+            Event::Domain(state) => self.domain(state),
             Event::Hint { text } if self.json => self.json(&json!({"event": "hint", "text": text})),
             Event::Hint { text } => self.note(text),
             Event::Missed { count, .. } if self.json => self.json(&json!({"event": "missed", "count": count})),

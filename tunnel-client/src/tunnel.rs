@@ -3,6 +3,7 @@
 mod answer;
 mod collect;
 mod dial;
+mod endpoints;
 mod exchanges;
 mod letters;
 mod session;
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use hookway_protocol::host::Host;
 use hookway_protocol::link::{Link, LinkError, Transport};
-use hookway_protocol::message::{Code, Queueing};
+use hookway_protocol::message::{Code, Domain, Queueing};
 use hookway_protocol::seal::OpeningKey;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -24,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use dial::Transports;
-pub(crate) use dial::roots;
+pub(crate) use dial::{Reached, probe, roots};
+pub(crate) use endpoints::endpoints;
 pub(crate) use letters::{Letters, Retry, Unanswered};
 
 use crate::events::Event;
@@ -93,10 +95,19 @@ pub(crate) struct Settings {
     pub(crate) token: String,
     /// Names to serve. An empty one asks for a random name.
     pub(crate) endpoints: Vec<String>,
+    /// The developer's own host names for them.
+    pub(crate) domains: Vec<Domain>,
     /// What the relay is to do with deliveries.
     pub(crate) queueing: Queueing,
     /// Opens what was sealed to this client.
     pub(crate) opening_key: Option<Arc<OpeningKey>>,
+}
+
+impl Settings {
+    /// Whether an endpoint is among those to serve; without a name it is the first, whichever that becomes.
+    fn serves(&self, endpoint: &str) -> bool {
+        endpoint.is_empty() || self.endpoints.iter().any(|name| name == endpoint)
+    }
 }
 
 impl fmt::Debug for Settings {
@@ -245,6 +256,11 @@ impl Keeper {
             match attempt {
                 Ok(session) => {
                     lost = None;
+                    if let Some(first) = session.held().endpoints().first() {
+                        // It stays the first when others are gone.
+                        let unnamed = self.settings.domains.iter_mut().filter(|domain| domain.endpoint.is_empty());
+                        unnamed.for_each(|domain| domain.endpoint.clone_from(first));
+                    }
                     let ended = self.serve(session).await;
                     // A random name is kept when the client comes back; one that was lost is somebody else's now.
                     self.settings.endpoints = ended.endpoints;

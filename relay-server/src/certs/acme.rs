@@ -7,7 +7,7 @@ mod http;
 mod order;
 mod renewal_info;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -54,8 +54,10 @@ const QUICK: Duration = Duration::from_secs(30);
 const QUICK_AGAIN: Duration = Duration::from_secs(3600);
 /// Names that handshakes asked for and nobody has looked at yet.
 const MAX_ASKED: usize = 100;
-/// Certificates for single names that are ordered in [`GUARD_WINDOW`]: a CA has limits of its own.
-const MAX_ORDERS: usize = 20;
+/// Orders in [`GUARD_WINDOW`] for single names that have no certificate, for all and for one owner: a CA has limits of its
+/// own.
+const MAX_ORDERS: usize = 80;
+const MAX_ORDERS_OF_ONE: usize = 20;
 const GUARD_WINDOW: Duration = Duration::from_secs(3600);
 
 /// Which CA, and how names are shown to be ours.
@@ -71,6 +73,8 @@ pub struct Config {
     pub binding: Option<Binding>,
     /// How names are shown to be ours.
     pub proof: Proof,
+    /// Whether the CA could look at port 80, too.
+    pub http: bool,
 }
 
 /// An account at the CA that the ACME account is bound to (RFC 8555 §7.3.4).
@@ -122,6 +126,8 @@ pub(crate) struct Acme {
     store: Arc<dyn Store>,
     https: Https,
     prover: Prover,
+    /// For developers' own host names, whose DNS is not ours: by turns. Empty where the usual one will do.
+    others: Vec<Prover>,
     account: tokio::sync::Mutex<Option<Account>>,
     /// What a handshake gets for a name that has no certificate.
     fallback: Arc<CertifiedKey>,
@@ -130,9 +136,11 @@ pub(crate) struct Acme {
     rows: Mutex<BTreeMap<String, Row>>,
     /// Certificates of the domain's names that are good still and not renewed: from another way of proof.
     besides: Mutex<Vec<(String, Arc<Leaf>)>>,
-    is_claimed: IsClaimed,
-    asked: Mutex<BTreeSet<String>>,
-    orders: Mutex<Vec<Timestamp>>,
+    owner_of: OwnerOf,
+    /// Names that are wanted, and whether at once, whatever failed before.
+    asked: Mutex<BTreeMap<String, bool>>,
+    /// The last orders for new names, and for whom.
+    orders: Mutex<Vec<(Timestamp, String)>>,
 }
 
 impl fmt::Debug for Acme {
@@ -141,8 +149,19 @@ impl fmt::Debug for Acme {
     }
 }
 
-/// Whether an endpoint's name is somebody's.
-pub(crate) type IsClaimed = Box<dyn Fn(&str) -> bool + Send + Sync>;
+/// What time it is at the CA, if it is there and says so; else why not.
+pub(super) async fn look(config: &Config) -> Result<Option<Timestamp>, String> {
+    let https = Https::new(config.ca.as_deref()).map_err(|error| error.to_string())?;
+    let (status, directory, now) = https.get(&config.directory).await.map_err(|error| order::in_words(&error))?;
+    let directory: serde_json::Value = serde_json::from_slice(&directory).unwrap_or_default();
+    match directory.get("newOrder") {
+        Some(_) => Ok(now),
+        None => Err(format!("it answers {status}, and no ACME directory (RFC 8555 §7.1.1)")),
+    }
+}
+
+/// Whose the endpoint is that a host name leads to.
+pub(crate) type OwnerOf = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// A certificate, or one that is wanted.
 #[derive(Clone, Debug)]
@@ -178,9 +197,11 @@ impl Acme {
         config: Config,
         domain: &Host<'static>,
         store: Arc<dyn Store>,
-        is_claimed: IsClaimed,
+        owner_of: OwnerOf,
     ) -> Result<(Arc<Self>, Option<Responder>), CertsError> {
         let mut responder = None;
+        let mut others = vec![Prover::TlsAlpn(Mutex::default())];
+        others.extend(config.http.then(|| Prover::Http(Mutex::default())));
         let prover = match &config.proof {
             Proof::Own(address) => {
                 let zone = Arc::new(Zone::of(domain).ok_or_else(|| CertsError::NoZone(domain.to_string()))?);
@@ -190,14 +211,21 @@ impl Acme {
             }
             Proof::Update { server, key_file, wait } => Prover::Update(Server::new(server, key_file)?, *wait),
             Proof::Hook { command, wait } => Prover::Hook(command.clone(), *wait),
-            Proof::Http => Prover::Http(Mutex::default()),
-            Proof::TlsAlpn => Prover::TlsAlpn(Mutex::default()),
+            Proof::Http => {
+                others.clear();
+                Prover::Http(Mutex::default())
+            }
+            Proof::TlsAlpn => {
+                others.clear();
+                Prover::TlsAlpn(Mutex::default())
+            }
         };
         let https = Https::new(config.ca.as_deref())?;
         let fallback = fallback(domain)?;
         let acme = Self {
             https,
             prover,
+            others,
             domain: domain.clone(),
             store,
             account: tokio::sync::Mutex::default(),
@@ -205,7 +233,7 @@ impl Acme {
             leaves: RwLock::default(),
             rows: Mutex::default(),
             besides: Mutex::default(),
-            is_claimed,
+            owner_of,
             asked: Mutex::default(),
             orders: Mutex::default(),
             config,
@@ -229,17 +257,21 @@ impl Acme {
     /// Takes over what the store has: at the start, and when another process may have changed it.
     pub(crate) async fn reload(&self) -> Result<(), StoreError> {
         let kept = self.store.certificates().await?;
-        let main = self.main_names();
-        let is_ours = |row: &CertificateRow| row.names == main || (self.is_single() && self.is_wanted(&row.names));
+        let (main, now) = (self.main_names(), Timestamp::now());
+        let is_ours = |row: &CertificateRow| row.names == main || self.is_wanted(&row.names);
         let (ours, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(is_ours);
         let of_domain = |row: &CertificateRow| {
             row.names
                 .split(' ')
                 .all(|name| name == self.domain.as_str() || self.is_below(name.trim_start_matches("*.")))
         };
+        for ended in others.iter().filter(|row| Leaf::read(&row.chain, &row.key).is_ok_and(|leaf| leaf.not_after < now))
+        {
+            self.store.remove_certificate(&ended.names).await?;
+        }
         let others = others.into_iter().filter(of_domain);
         let others = others.filter_map(|row| Some((row.names, Arc::new(Leaf::read(&row.chain, &row.key).ok()?))));
-        let others = others.filter(|(_, leaf)| leaf.not_after > Timestamp::now()).collect();
+        let others = others.filter(|(_, leaf)| leaf.not_after > now).collect();
         *self.besides.lock().unwrap_or_else(PoisonError::into_inner) = others;
         let mut rows = self.rows();
         for kept in ours {
@@ -277,17 +309,46 @@ impl Acme {
         Host::parse(name).is_ok_and(|host| host.below(&self.domain).is_some())
     }
 
-    /// Whether it is an endpoint's host name, and the endpoint somebody's.
+    /// Whether a host name leads to an endpoint and has a certificate of its own.
     fn is_wanted(&self, host: &str) -> bool {
-        let label = host.strip_suffix(self.domain.as_str()).and_then(|rest| rest.strip_suffix('.'));
-        label.is_some_and(|label| (self.is_claimed)(label))
+        (self.is_single() || !self.is_below(host)) && (self.owner_of)(host).is_some()
+    }
+
+    /// What can show names to be ours; tried by turns, for a proxy before us may let one through and not the other.
+    fn ways(&self, names: &str) -> &[Prover] {
+        let is_own = names == self.main_names() || self.is_below(names) || self.others.is_empty();
+        if is_own { std::slice::from_ref(&self.prover) } else { &self.others }
+    }
+
+    fn provers(&self) -> impl Iterator<Item = &Prover> {
+        std::iter::once(&self.prover).chain(&self.others)
+    }
+
+    /// Why a host name has no certificate that is good, if it has none.
+    pub(super) fn wanting(&self, host: &str) -> Option<String> {
+        let rows = self.rows();
+        let row = rows.get(host);
+        if row.and_then(|row| row.leaf.as_ref()).is_some_and(|leaf| leaf.not_after > Timestamp::now()) {
+            return None;
+        }
+        let why = row.map(|row| row.kept.last_error.clone()).filter(|why| !why.is_empty());
+        Some(why.unwrap_or_else(|| "the certificate is being ordered".into()))
+    }
+
+    /// Has one ordered for a host name that leads to an endpoint; `at_once` where what was in its way is gone.
+    pub(super) fn want(&self, host: &str, at_once: bool) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.len() < MAX_ASKED || asked.contains_key(host) {
+            *asked.entry(host.to_owned()).or_default() |= at_once;
+        }
     }
 
     /// What a handshake gets.
     pub(super) fn resolve(&self, hello: &ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name();
         if hello.alpn().is_some_and(|mut all| all.any(|protocol| protocol == ALPN_CHALLENGE)) {
-            return self.prover.certificate(name?);
+            let name = name?;
+            return self.provers().find_map(|prover| prover.certificate(name));
         }
         let host = name.map_or_else(|| self.domain.to_string(), str::to_ascii_lowercase);
         let leaves = self.leaves.read().unwrap_or_else(PoisonError::into_inner);
@@ -296,41 +357,51 @@ impl Acme {
             return Some(leaf.clone());
         }
         drop(leaves);
-        if self.is_single() && self.is_wanted(&host) {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            if asked.len() < MAX_ASKED {
-                asked.insert(host);
-            }
+        if self.is_wanted(&host) {
+            self.want(&host, false);
         }
         Some(self.fallback.clone())
     }
 
     /// The text of an HTTP-01 challenge, while the CA looks for it.
     pub(super) fn http_challenge(&self, token: &str) -> Option<String> {
-        self.prover.text(token)
+        self.provers().find_map(|prover| prover.text(token))
     }
 
-    /// Whether the CA looks at the names over TLS.
+    /// Whether the CA looks at names over TLS.
     pub(super) const fn is_seen_over_tls(&self) -> bool {
-        matches!(self.config.proof, Proof::TlsAlpn)
+        !matches!(self.config.proof, Proof::Http)
     }
 
-    /// Wants a certificate for each name that a handshake asked for. Called every second.
-    pub(super) fn upkeep(&self) {
-        if !self.is_single() {
-            return;
-        }
+    /// Wants a certificate for each name that was asked for, and none for names that are nobody's any more. Those stay in
+    /// the store while they are good: who comes back has his, and a CA gives only so many for one name.
+    async fn take_over(&self) {
         let asked = std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_known = |host: &String| self.rows().contains_key(host);
+        let kept = if asked.keys().all(is_known) { Ok(vec![]) } else { self.store.certificates().await };
+        let Ok(kept) = kept.inspect_err(|error| tracing::error!(%error, "certificates cannot be read")) else { return };
+        let main = self.main_names();
         let mut rows = self.rows();
-        // Nothing is renewed for a name that is nobody's any more.
-        rows.retain(|names, _| *names == self.domain.as_str() || self.is_wanted(names));
-        for host in asked {
-            let wanted = || Row::of(CertificateRow::wanted(host.clone(), &self.config.directory));
-            rows.entry(host.clone()).or_insert_with(wanted);
+        let before = rows.len();
+        rows.retain(|names, _| *names == main || self.is_wanted(names));
+        let mut has_changed = rows.len() != before;
+        for (host, at_once) in asked.into_iter().filter(|(host, _)| self.is_wanted(host)) {
+            let row = rows.entry(host).or_insert_with_key(|host| {
+                has_changed = true;
+                let kept = kept.iter().find(|row| row.names == *host && row.directory == self.config.directory);
+                let wanted = || CertificateRow::wanted(host.clone(), &self.config.directory);
+                Row::of(kept.cloned().unwrap_or_else(wanted))
+            });
+            if at_once && row.leaf.is_none() && row.kept.failures > 0 {
+                row.hurry();
+            }
+        }
+        if has_changed {
+            self.put_in_force(&rows);
         }
     }
 
-    /// The certificate that ends first, of those that are wanted.
+    /// The certificate that ends first, of the relay's own names. A developer's may lead elsewhere by now.
     pub(super) fn expiry(&self) -> Expiry {
         let rows = self.rows();
         let main = self.main_names();
@@ -338,7 +409,8 @@ impl Acme {
         if let Some(row) = missing {
             return Expiry::Missing { name: main, why: row.kept.last_error.clone() };
         }
-        let leaves = rows.values().filter_map(|row| Some((row, row.leaf.as_ref()?)));
+        let own = rows.values().filter(|row| row.kept.names == main || self.is_below(&row.kept.names));
+        let leaves = own.filter_map(|row| Some((row, row.leaf.as_ref()?)));
         match leaves.min_by_key(|(_, leaf)| leaf.not_after) {
             Some((row, leaf)) => Expiry::of(&row.kept.names, leaf),
             None => Expiry::Unknown,
@@ -352,6 +424,7 @@ impl Acme {
             looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 looks.tick().await;
+                self.take_over().await;
                 if let Some(names) = self.next_due() {
                     self.renew(&names).await;
                 } else if let Some(names) = self.next_to_ask() {
@@ -366,34 +439,40 @@ impl Acme {
         let now = Timestamp::now();
         let main = self.main_names();
         let rows = self.rows();
-        let due = rows.values().filter(|row| row.kept.due <= now);
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.retain(|(at, _)| now.duration_since(*at).unsigned_abs() < GUARD_WINDOW);
+        let owner = |row: &Row| (self.owner_of)(&row.kept.names).unwrap_or_default();
+        // Whose order failed, too: a CA counts those.
+        let is_new = |row: &Row| row.kept.names != main && row.leaf.is_none();
+        let is_guarded = |row: &Row| {
+            if !is_new(row) {
+                return false;
+            }
+            let owner = owner(row);
+            orders.len() >= MAX_ORDERS || orders.iter().filter(|(_, of)| *of == owner).count() >= MAX_ORDERS_OF_ONE
+        };
+        let due = rows.values().filter(|row| row.kept.due <= now && !is_guarded(row));
         // What is in force goes on, whatever else is wanted.
         let due = due.min_by_key(|row| (row.kept.names != main, row.leaf.is_none(), row.kept.due))?;
-        let names = due.kept.names.clone();
-        // Whose order failed waits long enough.
-        let is_new = due.leaf.is_none() && due.kept.failures == 0;
-        drop(rows);
-        if names == main || !is_new {
-            return Some(names);
+        if is_new(due) {
+            orders.push((now, owner(due)));
         }
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.retain(|at| now.duration_since(*at).unsigned_abs() < GUARD_WINDOW);
-        if orders.len() >= MAX_ORDERS {
-            return None;
-        }
-        orders.push(now);
-        Some(names)
+        Some(due.kept.names.clone())
     }
 
     async fn renew(&self, names: &str) {
         let tried_at = Timestamp::now();
-        let old = self.rows().get_mut(names).and_then(|row| {
+        let (old, failures) = {
+            let mut rows = self.rows();
+            let Some(row) = rows.get_mut(names) else { return };
             row.tried_at = tried_at;
             // Another CA knows nothing of it.
-            row.leaf.clone().filter(|_| row.kept.directory == self.config.directory)
-        });
-        let most = ORDER_TIME + self.prover.wait();
-        let ordered = tokio::time::timeout(most, self.order(names, old)).await;
+            (row.leaf.clone().filter(|_| row.kept.directory == self.config.directory), row.kept.failures)
+        };
+        let ways = self.ways(names);
+        let prover = &ways[failures as usize % ways.len()];
+        let most = ORDER_TIME + prover.wait();
+        let ordered = tokio::time::timeout(most, self.order(names, prover, old)).await;
         let ordered = ordered.unwrap_or(Err(Failed::Slow(most)));
         let now = Timestamp::now();
         let kept = {
@@ -414,7 +493,9 @@ impl Acme {
                     tracing::warn!(names, error = %failed, "no certificate; the one before, if any, stays in force");
                     row.kept.failures += 1;
                     row.kept.last_error = failed.to_string();
-                    let wait = failed.wait(row.kept.failures);
+                    // Each way is tried soon, and waits after that as if there were no other.
+                    let rounds = row.kept.failures.saturating_sub(ways.len() as u32 - 1);
+                    let wait = if rounds == 0 { SOON } else { failed.wait(rounds) };
                     row.kept.due = now.checked_add(wait).unwrap_or(Timestamp::MAX);
                 }
             }
@@ -427,11 +508,11 @@ impl Acme {
         }
     }
 
-    async fn order(&self, names: &str, old: Option<Arc<Leaf>>) -> Result<Ordered, Failed> {
+    async fn order(&self, names: &str, prover: &Prover, old: Option<Arc<Leaf>>) -> Result<Ordered, Failed> {
         let hosts: Vec<String> = names.split(' ').map(str::to_owned).collect();
         for is_last in [false, true] {
             let account = self.account().await?;
-            match order::order(&account, &self.prover, &hosts, old.as_deref()).await {
+            match order::order(&account, prover, &hosts, old.as_deref()).await {
                 // The CA does not know the account any more: another, once.
                 Err(failed) if failed.is_no_account() && !is_last => {
                     tracing::warn!(

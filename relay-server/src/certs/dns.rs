@@ -143,6 +143,30 @@ impl Zone {
     }
 }
 
+/// Holds the answers to a message to what they must never be. For tests, and for `fuzz/fuzz_targets/dns.rs`.
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "reached by the fuzz target"))]
+pub fn check_answers(message: &[u8], values: &[&str]) {
+    let zone = Host::parse("hooks.test").ok().and_then(|host| Zone::of(&host)).expect("a zone");
+    values.iter().for_each(|value| zone.set(value));
+    let over_udp = [zone.answer(message, Over::Udp), zone.truncated(message)];
+    for answer in over_udp.into_iter().flatten() {
+        assert!(answer.len() <= usize::from(MOST_OVER_UDP), "{} bytes", answer.len());
+        held(message, &answer);
+    }
+    if let Some(answer) = zone.answer(message, Over::Tcp) {
+        held(message, &answer);
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+fn held(message: &[u8], answer: &[u8]) {
+    assert!(message[2] & 0x80 == 0, "an answer is answered");
+    assert!(answer[2] & 0x80 != 0, "answers are no questions");
+    assert_eq!(answer[..2], message[..2], "the id is the question's");
+    Message::from_vec(answer).expect("an answer can be read");
+}
+
 /// What listens for questions.
 #[derive(Debug)]
 pub(crate) struct Responder {
@@ -152,6 +176,11 @@ pub(crate) struct Responder {
 }
 
 impl Responder {
+    /// Where it listens.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.tcp.local_addr().ok()
+    }
+
     /// Answers until the relay stops.
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let Self { zone, udp, tcp } = self;
@@ -296,7 +325,6 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_makes_it_panic_or_answer_at_length(bytes in prop::collection::vec(any::<u8>(), 0..600), at in 0..40usize) {
-            let zone = zone();
             // Noise, and a question with noise in it.
             let mut asked = question("_acme-challenge.hooks.test.", RecordType::TXT);
             let end = (at + bytes.len()).min(asked.len());
@@ -304,12 +332,17 @@ mod tests {
                 asked[at..end].copy_from_slice(&bytes[..end - at]);
             }
             for message in [&bytes, &asked] {
-                for answer in [zone.answer(message, Over::Udp), zone.truncated(message)].into_iter().flatten() {
-                    prop_assert!(answer.len() <= usize::from(MOST_OVER_UDP));
-                    prop_assert!(answer[2] & 0x80 != 0, "answers are no questions");
-                    prop_assert_eq!(&answer[..2], &message[..2]);
-                }
+                check_answers(message, &["first", "second"]);
             }
+        }
+    }
+
+    #[test]
+    fn the_fuzz_corpus_is_answered_within_bounds() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/dns");
+        for entry in std::fs::read_dir(folder).expect("a corpus") {
+            let message = std::fs::read(entry.expect("an entry").path()).expect("a file");
+            check_answers(&message, &["first", "second"]);
         }
     }
 }

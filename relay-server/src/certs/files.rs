@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use jiff::Timestamp;
+use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
 use super::leaf::Leaf;
@@ -32,6 +35,19 @@ impl Files {
 
     pub(super) fn current(&self) -> Arc<CertifiedKey> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From when on it is good.
+    pub(super) fn good_from(&self) -> Option<Timestamp> {
+        Leaf::of(self.current()).ok().map(|leaf| leaf.not_before)
+    }
+
+    /// Whether it is for this host name.
+    pub(super) fn is_for(&self, host: &str) -> bool {
+        let current = self.current();
+        let leaf = current.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
+        let name = ServerName::try_from(host).ok();
+        leaf.zip(name).is_some_and(|(leaf, name)| verify_server_name(&leaf, &name).is_ok())
     }
 
     /// How long it is good.

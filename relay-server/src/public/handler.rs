@@ -81,7 +81,7 @@ impl Handler {
         }
         if sender.tls.is_none() && !self.config.http_serve {
             // Only to names that are ours: a redirect to anywhere is a phisher's tool.
-            let ours = host == self.domain || host.below(&self.domain).is_some();
+            let ours = host == self.domain || host.below(&self.domain).is_some() || self.registry.at(&host).is_some();
             return Err(if ours { self.to_https(&host, &request) } else { Answer::unknown_endpoint() });
         }
         let endpoint = self.endpoint(&host).ok_or_else(Answer::unknown_endpoint)?;
@@ -164,8 +164,8 @@ impl Handler {
     }
 
     fn endpoint(&self, host: &Host<'_>) -> Option<Arc<Endpoint>> {
-        if let Some(name) = host.below(&self.domain) {
-            return self.registry.find(name);
+        if let Some(endpoint) = self.registry.at(host) {
+            return Some(endpoint);
         }
         let default = self.config.default_endpoint.as_ref()?;
         let own = *host == self.domain || matches!(host.as_str(), "127.0.0.1" | "[::1]" | "localhost");

@@ -6,7 +6,10 @@ use std::time::Duration;
 use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 
-use super::{CertificateRow, Dead, EndpointId, ListenerRow, Missed, NewDelivery, Payload, Seq, Settled, Store};
+use super::{
+    CertificateRow, Claimed, Dead, DomainRow, EndpointId, EndpointRow, ListenerRow, Missed, NewDelivery, Payload, Seq,
+    Settled, Store,
+};
 
 /// A store of a folder, that can be closed and opened again.
 struct Place(tempfile::TempDir);
@@ -40,7 +43,14 @@ fn delivery(endpoint: EndpointId, text: &str) -> (NewDelivery, Payload) {
 
 async fn endpoint(store: &dyn Store) -> EndpointId {
     let name = "billing".parse().expect("a name");
-    store.claim_endpoint(&name, "ann", 9, Timestamp::now()).await.expect("a claim").expect("a row").id
+    has(store.claim_endpoint(&name, "ann", 9, Timestamp::now()).await.expect("a claim")).id
+}
+
+fn has(claimed: Claimed) -> EndpointRow {
+    match claimed {
+        Claimed::Has(row) => row,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -50,26 +60,93 @@ async fn tokens_and_endpoints_survive() {
     let now = Timestamp::now();
     let store = place.open();
     let new = store.create_token("ann", vec!["billing-*".into()], None).await.expect("a token");
-    let owner = |row: Option<super::EndpointRow>| row.map(|row| row.owner);
-    let claimed = store.claim_endpoint(&name, "ann", 1, now).await.expect("a claim").expect("a row");
+    let claimed = has(store.claim_endpoint(&name, "ann", 1, now).await.expect("a claim"));
     drop(store);
 
     let store = place.open();
     assert_eq!(store.tokens().await.expect("tokens"), vec![new.row.clone()]);
-    let again = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim").expect("a row");
+    let again = has(store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim"));
     assert_eq!((again.owner.as_str(), again.id), ("ann", claimed.id), "the first keeps it");
-    assert!(store.release_endpoint(&name, now).await.expect("released"));
-    assert!(!store.release_endpoint(&name, now).await.expect("nothing to release"));
-    let other = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim").expect("a row");
+    assert!(store.release_endpoint(&name, None, now, now).await.expect("released"));
+    assert!(!store.release_endpoint(&name, None, now, now).await.expect("nothing to release"));
+    let other = has(store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim"));
     assert_eq!(other.owner, "bob");
     assert_ne!(other.id, claimed.id, "the name is another endpoint now");
     let second = "accounts".parse().expect("a name");
-    assert_eq!(store.claim_endpoint(&second, "bob", 1, now).await.expect("a claim"), None, "one is his most");
-    let own = store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim");
-    assert_eq!(owner(own).as_deref(), Some("bob"), "the one he has stays");
+    assert_eq!(store.claim_endpoint(&second, "bob", 1, now).await.expect("a claim"), Claimed::TooMany);
+    let own = has(store.claim_endpoint(&name, "bob", 1, now).await.expect("a claim"));
+    assert_eq!(own.owner, "bob", "the one he has stays");
     assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_some());
     assert_eq!(store.revoke_tokens("ann", now).await.expect("revoked").len(), 1);
     assert!(crate::auth::check(&store.tokens().await.expect("tokens"), &new.token).is_none());
+}
+
+#[tokio::test]
+async fn a_released_name_is_kept_for_its_owner() {
+    let place = Place::new();
+    let store = place.open();
+    endpoint(&*store).await;
+    let name = "billing".parse().expect("a name");
+    let (now, day) = (Timestamp::now(), Duration::from_secs(86_400));
+    assert!(store.release_endpoint(&name, None, now, now + day).await.expect("released"));
+    drop(store);
+
+    let store = place.open();
+    let claim = async |owner, at| store.claim_endpoint(&name, owner, 9, at).await.expect("asked");
+    let held = Claimed::Held(Timestamp::from_microsecond((now + day).as_microsecond()).expect("a time"));
+    assert_eq!(claim("bob", now).await, held);
+    assert_eq!(has(claim("ann", now).await).owner, "ann", "it is his at any time");
+    assert_eq!(has(claim("bob", now).await).owner, "ann");
+    assert!(store.release_endpoint(&name, None, now, now + day).await.expect("released"));
+    assert_eq!(has(claim("bob", now + day).await).owner, "bob");
+    // What is held for him counts among what he has.
+    let others: Vec<_> = ["one", "two"].map(|name| name.parse().expect("a name")).into();
+    assert!(matches!(store.claim_endpoint(&others[0], "cid", 2, now).await.expect("asked"), Claimed::Has(_)));
+    assert!(store.release_endpoint(&others[0], None, now, now + day).await.expect("released"));
+    assert!(matches!(store.claim_endpoint(&others[1], "cid", 1, now).await.expect("asked"), Claimed::TooMany));
+    assert!(matches!(store.claim_endpoint(&others[0], "cid", 1, now).await.expect("asked"), Claimed::Has(_)));
+    // Whoever has it no more releases nothing, and a name that is held stays so.
+    let bobs = has(claim("bob", now + day).await).id;
+    let other = Some(EndpointId(bobs.0 + 1));
+    assert!(!store.release_endpoint(&name, other, now, now).await.expect("not his"));
+    assert!(store.release_endpoint(&name, Some(bobs), now, now + day).await.expect("released"));
+    assert!(!store.release_endpoint(&name, Some(bobs), now, now).await.expect("his no more"));
+    assert_eq!(claim("ann", now).await, held);
+    assert!(store.release_endpoint(&name, None, now, now + day).await.expect("held, once more"));
+    assert_eq!(claim("ann", now).await, held);
+    // Released for good, it is anybody's.
+    assert!(store.release_endpoint(&name, None, now, now).await.expect("nobody has it, but it is held"));
+    assert_eq!(has(claim("ann", now).await).owner, "ann");
+}
+
+#[tokio::test]
+async fn domains_survive_and_go_with_their_endpoint() {
+    let place = Place::new();
+    let store = place.open();
+    let billing = endpoint(&*store).await;
+    let row = |host: &str, endpoint| DomainRow {
+        host: host.into(),
+        endpoint,
+        proved_at: Timestamp::from_microsecond(1_700_000_000_123_456).expect("a time"),
+    };
+    let all = [row("a.example", billing), row("b.example", billing), row("c.example", EndpointId(999))];
+    for row in &all {
+        store.put_domain(row.clone()).await.expect("kept");
+    }
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(store.domains().await.expect("domains"), all[..2], "none leads to an endpoint that is not there");
+    let other = "other".parse().expect("a name");
+    let other = has(store.claim_endpoint(&other, "bob", 9, Timestamp::now()).await.expect("a claim")).id;
+    store.put_domain(row("a.example", other)).await.expect("kept");
+    assert_eq!(store.domains().await.expect("domains"), [row("a.example", other), row("b.example", billing)]);
+    assert!(!store.remove_domain("a.example", Some(billing)).await.expect("it leads elsewhere"));
+    assert!(store.remove_domain("a.example", None).await.expect("removed"));
+    assert!(!store.remove_domain("a.example", None).await.expect("nothing to remove"));
+    let (name, now) = ("billing".parse().expect("a name"), Timestamp::now());
+    assert!(store.release_endpoint(&name, None, now, now).await.expect("released"));
+    assert_eq!(store.domains().await.expect("domains"), []);
 }
 
 #[tokio::test]
@@ -170,12 +247,12 @@ async fn what_waits_for_a_name_that_is_released_is_for_nobody_else() {
     let (row, payload) = delivery(billing, "anns");
     let seq = store.push(row, payload).await.expect("pushed");
     let now = Timestamp::now();
-    assert!(store.release_endpoint(&"billing".parse().expect("a name"), now).await.expect("released"));
-    let next = store.claim_endpoint(&"billing".parse().expect("a name"), "bob", 9, now).await.expect("a claim");
+    assert!(store.release_endpoint(&"billing".parse().expect("a name"), None, now, now).await.expect("released"));
+    let next = has(store.claim_endpoint(&"billing".parse().expect("a name"), "bob", 9, now).await.expect("a claim"));
     let row = store.deliveries().await.expect("deliveries").pop().expect("it is kept");
     assert_eq!((row.seq, row.delivery.endpoint), (seq, billing));
     assert!(row.dead_since.is_some());
-    assert_ne!(next.expect("a row").id, billing);
+    assert_ne!(next.id, billing);
 }
 
 #[tokio::test]
@@ -202,7 +279,7 @@ async fn listeners_survive_and_go_with_their_endpoint() {
 
     let store = place.open();
     assert_eq!(store.listeners().await.expect("listeners"), [row("", &[1]), later]);
-    assert!(store.release_endpoint(&"billing".parse().expect("a name"), at(0)).await.expect("released"));
+    assert!(store.release_endpoint(&"billing".parse().expect("a name"), None, at(0), at(0)).await.expect("released"));
     assert_eq!(store.listeners().await.expect("listeners"), []);
     store.put_listener(row("laptop", &[])).await.expect("nothing to do");
     assert_eq!(store.listeners().await.expect("listeners"), [], "of an endpoint that is no more");
@@ -295,4 +372,6 @@ async fn accounts_and_certificates_are_kept_and_can_be_made_due() {
     store.put_certificate(got.clone(), Some(asked)).await.expect("kept");
     assert_eq!(store.certificates().await.expect("read"), vec![got]);
     assert!(!format!("{:?}", store.certificates().await).contains("key:"), "keys are not shown");
+    store.remove_certificate("hooks.test *.hooks.test").await.expect("removed");
+    assert_eq!(store.certificates().await.expect("read"), vec![]);
 }

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::{
-    CertificateRow, Dead, EndpointId, EndpointRow, Later, ListenerRow, Missed, NewDelivery, Payload, QueuedRow, Seq,
-    Settled, Store, TokenRow,
+    CertificateRow, Claimed, Dead, DomainRow, EndpointId, EndpointRow, Later, ListenerRow, Missed, NewDelivery,
+    Payload, QueuedRow, Seq, Settled, Store, TokenRow,
 };
 pub(super) use database::{Database, path};
 
@@ -74,25 +74,28 @@ impl Store for Database {
         })
     }
 
-    fn claim_endpoint(
-        &self,
-        name: &EndpointName,
-        owner: &str,
-        most: usize,
-        at: Timestamp,
-    ) -> Later<'_, Option<EndpointRow>> {
-        let (name, owner, at) = (name.to_string(), owner.to_owned(), at.to_string());
+    fn claim_endpoint(&self, name: &EndpointName, owner: &str, most: usize, at: Timestamp) -> Later<'_, Claimed> {
+        let (name, owner, now, at) = (name.to_string(), owner.to_owned(), at.as_microsecond(), at.to_string());
         self.write(move |db| {
             let mut seen = db.prepare_cached("UPDATE endpoint SET last_seen_at = ?3 WHERE name = ?1 AND owner = ?2")?;
             let mut claim = db.prepare_cached(
                 "INSERT INTO endpoint (name, owner, created_at, last_seen_at)
-                 SELECT ?1, ?2, ?3, ?3 WHERE (SELECT count(*) FROM endpoint WHERE owner = ?2) < ?4
+                 SELECT ?1, ?2, ?3, ?3 WHERE (SELECT count(*) FROM endpoint WHERE owner = ?2)
+                     + (SELECT count(*) FROM held WHERE owner = ?2 AND until > ?5 AND name <> ?1
+                        AND name NOT IN (SELECT name FROM endpoint)) < ?4
                  ON CONFLICT (name) DO NOTHING",
             )?;
             if seen.execute(params![name, owner, at])? == 0 {
-                claim.execute(params![name, owner, at, i64::try_from(most).unwrap_or(i64::MAX)])?;
+                let sql = "SELECT until FROM held WHERE name = ?1 AND owner <> ?2 AND until > ?3
+                               AND NOT EXISTS (SELECT 1 FROM endpoint WHERE name = ?1)";
+                let held = db.query_row(sql, params![name, owner, now], |row| self::at(row, 0)).optional()?;
+                if let Some(until) = held {
+                    return Ok(Claimed::Held(until));
+                }
+                claim.execute(params![name, owner, at, i64::try_from(most).unwrap_or(i64::MAX), now])?;
             }
-            db.query_row("SELECT * FROM endpoint WHERE name = ?", [name], endpoint).optional()
+            let row = db.query_row("SELECT * FROM endpoint WHERE name = ?", [name], endpoint).optional()?;
+            Ok(row.map_or(Claimed::TooMany, Claimed::Has))
         })
     }
 
@@ -126,18 +129,51 @@ impl Store for Database {
         self.read(|db| db.prepare_cached("SELECT * FROM endpoint ORDER BY name")?.query_map([], endpoint)?.collect())
     }
 
-    fn release_endpoint(&self, name: &EndpointName, at: Timestamp) -> Later<'_, bool> {
-        let name = name.to_string();
+    fn release_endpoint(
+        &self,
+        name: &EndpointName,
+        of: Option<EndpointId>,
+        at: Timestamp,
+        held: Timestamp,
+    ) -> Later<'_, bool> {
+        let (name, of, held) = (name.to_string(), of.map(|of| of.0), held.as_microsecond());
         self.write(move |db| {
-            let sql = "DELETE FROM endpoint WHERE name = ? RETURNING id";
-            let Some(id): Option<u64> = db.query_row(sql, [name], |row| row.get(0)).optional()? else {
-                return Ok(false);
+            let sql = "DELETE FROM endpoint WHERE name = ?1 AND id = ifnull(?2, id) RETURNING id, owner";
+            let gone = db.query_row(sql, params![name, of], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+            let Some((id, owner)): Option<(u64, String)> = gone else {
+                let sql = "UPDATE held SET until = ?3 WHERE name = ?1 AND ?2 IS NULL AND until > ?4
+                               AND NOT EXISTS (SELECT 1 FROM endpoint WHERE name = ?1)";
+                return Ok(db.execute(sql, params![name, of, held, at.as_microsecond()])? > 0);
             };
+            db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", params![name, owner, held])?;
+            db.execute("DELETE FROM held WHERE until <= ?", [at.as_microsecond()])?;
+            db.execute("DELETE FROM domain WHERE endpoint = ?", [id])?;
             let sql = "UPDATE delivery SET dead_since = ?, last = 'the endpoint was released'
                        WHERE endpoint = ? AND dead_since IS NULL";
             db.execute(sql, params![at.as_microsecond(), id])?;
             db.execute("DELETE FROM listener WHERE endpoint = ?", [id])?;
             Ok(true)
+        })
+    }
+
+    fn put_domain(&self, row: DomainRow) -> Later<'_, ()> {
+        self.write(move |db| {
+            let mut put = db.prepare_cached(
+                "INSERT OR REPLACE INTO domain SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM endpoint WHERE id = ?2)",
+            )?;
+            put.execute(params![row.host, row.endpoint.0, row.proved_at.as_microsecond()]).map(drop)
+        })
+    }
+
+    fn domains(&self) -> Later<'_, Vec<DomainRow>> {
+        self.read(|db| db.prepare_cached("SELECT * FROM domain ORDER BY host")?.query_map([], domain)?.collect())
+    }
+
+    fn remove_domain(&self, host: &str, of: Option<EndpointId>) -> Later<'_, bool> {
+        let (host, of) = (host.to_owned(), of.map(|of| of.0));
+        self.write(move |db| {
+            let sql = "DELETE FROM domain WHERE host = ?1 AND endpoint = ifnull(?2, endpoint)";
+            Ok(db.execute(sql, params![host, of])? > 0)
         })
     }
 
@@ -262,6 +298,11 @@ impl Store for Database {
         })
     }
 
+    fn remove_certificate(&self, names: &str) -> Later<'_, ()> {
+        let names = names.to_owned();
+        self.write(move |db| db.execute("DELETE FROM certificate WHERE names = ?", [names]).map(drop))
+    }
+
     fn renew_certificates(&self, at: Timestamp) -> Later<'_, usize> {
         self.write(move |db| db.execute("UPDATE certificate SET asked_at = ?", [at.as_microsecond()]))
     }
@@ -314,6 +355,10 @@ fn endpoint(row: &Row<'_>) -> rusqlite::Result<EndpointRow> {
         created_at: parsed(row, 3)?,
         last_seen_at: parsed(row, 4)?,
     })
+}
+
+fn domain(row: &Row<'_>) -> rusqlite::Result<DomainRow> {
+    Ok(DomainRow { host: row.get(0)?, endpoint: EndpointId(row.get(1)?), proved_at: at(row, 2)? })
 }
 
 fn certificate(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {

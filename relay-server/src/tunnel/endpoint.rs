@@ -10,7 +10,7 @@ use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{self, Link, LinkError, Quiet, Side, StreamError};
 use hookway_protocol::message::{
-    ClientMessage, FromClient, FromRelay, GoAway, Hello, Pong, RelayMessage, Released, Welcome,
+    ClientMessage, DomainState, FromClient, FromRelay, GoAway, Hello, Pong, RelayMessage, Released, Welcome,
 };
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, Incoming, TokioRuntime};
@@ -18,11 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::Config;
+use super::domains::{Asked, Domains};
 use super::drain::drain;
-use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, claim_refused, too_many_sessions};
+use super::handshake::{Doorkeeper, Refusal, Urls, asked_for, claim_refused, domains_of, too_many_sessions};
 use super::letters::{self, News};
 use super::registry::{Claim, Registry};
 use super::session::{Common, Session};
+use crate::certs::Certs;
 use crate::limits::{Counter, PerAddress, Place};
 use crate::metrics::{self, Metrics, Up};
 use crate::queue::Queue;
@@ -41,6 +43,7 @@ pub(crate) struct Tunnel {
     endpoint: quinn::Endpoint,
     config: Config,
     doorkeeper: Doorkeeper,
+    domains: Domains,
     queue: Arc<Queue>,
     common: Common,
     shutdown: Shutdown,
@@ -56,6 +59,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) certs: Arc<Certs>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
     pub(crate) urls: Urls,
@@ -80,6 +84,7 @@ impl Tunnel {
         // With the key of the run before, clients of that run learn at once that it is over (RFC 9000 §10.3).
         let reset = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &parts.reset_key)));
         let endpoint = quinn::Endpoint::new(reset, Some(server), socket, runtime)?;
+        let domains = Domains::new(&parts, config.resolver);
         let Parts { store, queue, registry, metrics, shutdown, urls, .. } = parts;
         let uploads = shutdown.work.clone();
         let common = Common { uploads, reply_timeout: config.reply_timeout, reply_bytes: metrics.reply_bytes.clone() };
@@ -87,6 +92,7 @@ impl Tunnel {
             endpoint,
             config,
             doorkeeper: Doorkeeper::new(store, registry, metrics, config, urls),
+            domains,
             queue,
             common,
             shutdown,
@@ -211,6 +217,7 @@ impl Tunnel {
     async fn open(self: &Arc<Self>, link: &Link, hello: &Hello) -> Result<(Welcome, Served), Refusal> {
         let granted = self.doorkeeper.check(hello, link.remote().ip()).await?;
         let asked: Vec<_> = granted.names.iter().map(|name| asked_for(hello, name)).collect::<Result<_, _>>()?;
+        let domains = domains_of(hello, &granted.names)?;
         let id = format!("ses_{}", &DeliveryId::now().to_string()["req_".len()..]).to_lowercase();
         // What can be told of each endpoint: that it was taken over, and that it was left.
         let (to_tell, released) = mpsc::channel(2 * granted.names.len() + 1);
@@ -234,7 +241,7 @@ impl Tunnel {
         let up = Up::new(&self.doorkeeper.metrics.sessions);
         let welcome = self.doorkeeper.welcome(&granted, &claims, id);
         let news = News::new(self.queue.clone(), &welcome);
-        Ok((welcome, Served { claims, released, news, listed, _up: up }))
+        Ok((welcome, Served { claims, domains, released, news, listed, _up: up }))
     }
 
     /// Lists a session among those that may be cut off, unless its owner has too many.
@@ -250,7 +257,7 @@ impl Tunnel {
 
     #[tracing::instrument(name = "session", skip_all, fields(session, owner))]
     async fn serve(self: Arc<Self>, admitted: Admitted) {
-        let Admitted { control, served: Served { claims, released, news, listed, _up } } = admitted;
+        let Admitted { control, served: Served { claims, domains, released, news, listed, _up } } = admitted;
         let session = &listed.session;
         tracing::Span::current().record("session", &session.id).record("owner", session.grant.owner.as_str());
         let names: Vec<&str> = claims.iter().map(|claim| claim.endpoint.name.as_str()).collect();
@@ -269,9 +276,13 @@ impl Tunnel {
             futures_util::future::join_all(all).await;
             std::future::pending::<std::convert::Infallible>().await
         };
+        // The channel is short: what is not taken yet is looked at again later.
+        let (tell, states) = mpsc::channel(1);
+        let watch = self.domains.watch(&claims, domains, &tell);
         let end = tokio::select! {
-            end = self.talk(control, session, claims, released, news) => end,
+            end = self.talk(control, session, claims, released, states, news) => end,
             never = drains => match never {},
+            never = watch => match never {},
         };
         if matches!(end, LinkError::TimedOut | LinkError::Broken(_)) {
             self.doorkeeper.metrics.links_lost.inc();
@@ -286,6 +297,7 @@ impl Tunnel {
         session: &Arc<Session>,
         mut claims: Vec<Claim>,
         mut released: mpsc::Receiver<Released>,
+        mut states: mpsc::Receiver<DomainState>,
         mut news: News,
     ) -> LinkError {
         let link::Control { mut sender, mut receiver } = control;
@@ -301,7 +313,7 @@ impl Tunnel {
                     end => end,
                 },
                 received = receiver.receive::<FromClient>(), if !leaving => match received {
-                    Ok(Some(FromClient { message: Some(message) })) => self.reply(message, &claims, &mut news).await,
+                    Ok(Some(FromClient { message: Some(message) })) => self.reply(message, session, &claims, &mut news).await,
                     Ok(Some(_)) => None,
                     // It is leaving: it finishes what it has and gets nothing more.
                     Ok(None) => {
@@ -317,6 +329,7 @@ impl Tunnel {
                     }
                 },
                 message = released.recv() => message.map(RelayMessage::Released),
+                Some(state) = states.recv() => Some(RelayMessage::DomainState(state)),
                 _ = looks.tick() => {
                     if quiet.ends(&session.link) {
                         return LinkError::TimedOut;
@@ -342,7 +355,13 @@ impl Tunnel {
     }
 
     /// Answers what a client says.
-    async fn reply(&self, message: ClientMessage, claims: &[Claim], news: &mut News) -> Option<RelayMessage> {
+    async fn reply(
+        &self,
+        message: ClientMessage,
+        session: &Session,
+        claims: &[Claim],
+        news: &mut News,
+    ) -> Option<RelayMessage> {
         match message {
             ClientMessage::Ping(ping) => Some(RelayMessage::Pong(Pong { number: ping.number })),
             ClientMessage::AskDeadLetters(asked) => {
@@ -351,6 +370,9 @@ impl Tunnel {
             ClientMessage::Seen(seen) => {
                 news.seen(&seen.endpoint);
                 None
+            }
+            ClientMessage::AskEndpoints(asked) => {
+                Some(RelayMessage::Endpoints(self.doorkeeper.endpoints(&session.grant, &asked).await))
             }
             // It was greeted.
             ClientMessage::Hello(_) => None,
@@ -390,6 +412,7 @@ struct Admitted {
 /// What a session has while it lasts.
 struct Served {
     claims: Vec<Claim>,
+    domains: Vec<Asked>,
     released: mpsc::Receiver<Released>,
     news: News,
     listed: Listed,

@@ -4,18 +4,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hookway_protocol::host::EndpointName;
+use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{Control, Link, StreamError};
 use hookway_protocol::message::{
-    ClientMessage, Code, Endpoint, FromClient, FromRelay, Hello, MAX_LISTENER, Queueing, Refused, RelayMessage, Share,
-    Welcome,
+    AskEndpoints, ClientMessage, Code, DOMAINS, Domain, Endpoint, Endpoints, FromClient, FromRelay, Hello, MAX_DOMAINS,
+    MAX_LISTENER, OwnEndpoint, Queueing, Refused, RelayMessage, Share, Welcome,
 };
 use hookway_protocol::seal;
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 
 use super::Config;
-use super::registry::{Claim, ClaimError, Registry};
+use super::domains::Asked;
+use super::registry::{self, Claim, ClaimError, Registry};
 use crate::auth::{self, Grant, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics::{self, Metrics};
@@ -24,6 +25,10 @@ use crate::store::{MAX_PATH, Store, TokenRow};
 /// Wrong tokens from one address before it is not heard for a while.
 const MAX_FAILURES: u32 = 10;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
+
+/// Endpoints told at once at most, and their bytes: they fit into a message.
+const MOST_TOLD: usize = 100;
+const BYTES_TOLD: usize = 60_000;
 
 /// Paths of an endpoint that a client may ask something of.
 const MAX_RULES: usize = 64;
@@ -50,18 +55,19 @@ pub(crate) struct Urls {
 
 impl Urls {
     fn of(&self, name: &EndpointName, waiting: u64, dead_letters: u64) -> Endpoint {
-        let url = |scheme, port, usual| match port {
-            port if port == usual => format!("{scheme}://{name}.{}", self.domain),
-            port => format!("{scheme}://{name}.{}:{port}", self.domain),
-        };
-        Endpoint {
-            name: name.to_string(),
-            url: url("https", self.https_port, 443),
-            waiting,
-            dead_letters,
-            more_urls: self.http_port.map(|port| url("http", port, 80)).into_iter().collect(),
-        }
+        let host = format!("{name}.{}", self.domain);
+        let more_urls = self.http_port.map(|port| url("http", &host, port, 80)).into_iter().collect();
+        Endpoint { name: name.to_string(), url: self.https(&host), waiting, dead_letters, more_urls }
     }
+
+    /// The HTTPS URL of a host name.
+    pub(super) fn https(&self, host: &str) -> String {
+        url("https", host, self.https_port, 443)
+    }
+}
+
+fn url(scheme: &str, host: &str, port: u16, usual: u16) -> String {
+    if port == usual { format!("{scheme}://{host}") } else { format!("{scheme}://{host}:{port}") }
 }
 
 /// What a good hello gets.
@@ -108,6 +114,37 @@ impl Doorkeeper {
         StreamError::Protocol(reason)
     }
 
+    /// An owner's endpoints, after he has released what he asks for.
+    pub(super) async fn endpoints(&self, grant: &Grant, asked: &AskEndpoints) -> Endpoints {
+        let mut released = false;
+        if !asked.release.is_empty() {
+            match self.registry.release(&asked.release, grant).await {
+                Ok(was_his) => released = was_his,
+                Err(error) => {
+                    tracing::error!(%error, "a name cannot be released");
+                    let problem = "the relay cannot change its store just now; try again in a minute".into();
+                    return Endpoints { problem, ..Endpoints::default() };
+                }
+            }
+        }
+        let (own, more) = self.registry.owned(grant, &asked.after, MOST_TOLD);
+        let shown = |endpoint: &Arc<registry::Endpoint>| {
+            let (waiting, dead) = (endpoint.waiting.depth().count, self.registry.queue.count_dead(&endpoint.waiting));
+            let clients = u32::try_from(endpoint.clients()).unwrap_or(u32::MAX);
+            let domains = self.registry.domains_of(endpoint);
+            OwnEndpoint { endpoint: Some(self.urls.of(&endpoint.name, waiting, dead)), clients, domains }
+        };
+        let mut room = BYTES_TOLD;
+        let fits = |shown: &OwnEndpoint| {
+            // The URLs repeat the name and the domain.
+            let size = 1024 + shown.domains.iter().map(|host| host.len() + 4).sum::<usize>();
+            room.checked_sub(size).inspect(|left| room = *left).is_some()
+        };
+        let told: Vec<_> = own.iter().map(shown).take_while(fits).collect();
+        let more = more || told.len() < own.len();
+        Endpoints { endpoints: told, more, released, problem: String::new() }
+    }
+
     /// The answer to a client that was let in.
     pub(super) fn welcome(&self, granted: &Granted, claims: &[Claim], session: String) -> Welcome {
         let endpoint = |claim: &Claim| {
@@ -120,7 +157,8 @@ impl Doorkeeper {
             endpoints: claims.iter().map(endpoint).collect(),
             notice: String::new(),
             owner: granted.grant.owner.as_str().to_owned(),
-            features: vec![],
+            features: vec![DOMAINS.into()],
+            domain: self.urls.domain.clone(),
         }
     }
 
@@ -178,11 +216,46 @@ impl Doorkeeper {
             let name = Registry::asked_for(text, grant)?;
             tries -= 1;
             match self.registry.own(&name, grant, self.config.max_names).await {
-                Err(ClaimError::Taken(_)) if text.is_empty() && tries > 0 => {}
+                Err(ClaimError::Taken(_) | ClaimError::Held(..)) if text.is_empty() && tries > 0 => {}
                 owned => return owned.map(|()| name),
             }
         }
     }
+}
+
+/// The developer's own host names that a client asks for.
+pub(super) fn domains_of(hello: &Hello, names: &[EndpointName]) -> Result<Vec<Asked>, Refusal> {
+    if hello.domains.len() > MAX_DOMAINS {
+        let reason = format!("{} host names asked for; a session has at most {MAX_DOMAINS}", hello.domains.len());
+        return Err((refused(Code::Limit, &reason, "ask for fewer with --domain"), "domains"));
+    }
+    let mut all: Vec<Asked> = Vec::with_capacity(hello.domains.len());
+    for Domain { host, endpoint } in &hello.domains {
+        let name = names.iter().find(|name| endpoint.is_empty() || name.as_str() == endpoint);
+        let Ok(parsed) = Host::parse(host).map(Host::into_owned) else {
+            let reason = format!("`{}` is no host name", harmless(host));
+            return Err((refused(Code::Name, &reason, "give one such as hooks.example.com with --domain"), "domains"));
+        };
+        let Some(name) = name else {
+            let reason = format!("`{parsed}` is for an endpoint that this client does not ask for");
+            let next = "name one that it does:  hookway TARGET --name NAME --domain HOST=NAME";
+            return Err((refused(Code::Name, &reason, next), "domains"));
+        };
+        match all.iter().find(|asked| asked.host == parsed) {
+            None => all.push(Asked { host: parsed, endpoint: name.clone() }),
+            Some(other) if other.endpoint == *name => {}
+            Some(other) => {
+                let reason = format!("`{parsed}` is asked for two endpoints, `{}` and `{name}`", other.endpoint);
+                return Err((refused(Code::Name, &reason, "leave one of the two --domain out"), "domains"));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// As much of a peer's text as a person needs.
+fn harmless(text: &str) -> String {
+    text.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
 /// What a client asks for that endpoint's deliveries.
@@ -241,14 +314,16 @@ fn wrong_version(hello: &Hello) -> Refusal {
 
 pub(super) fn claim_refused(text: &str, error: &ClaimError) -> Refusal {
     let (code, next, metric) = match error {
-        ClaimError::Taken(_) => (Code::Taken, "choose another name:  hookway TARGET --name NAME", "taken"),
+        ClaimError::Taken(_) | ClaimError::Held(..) => {
+            (Code::Taken, "choose another name:  hookway TARGET --name NAME", "taken")
+        }
         ClaimError::Store(_) => (Code::Limit, "try again in a minute", "store"),
         ClaimError::Released => (Code::Limit, "try again", "released"),
         ClaimError::TooManyListeners(_) => {
             (Code::Limit, "use a name again that one of them had:  hookway TARGET --listener NAME", "listeners")
         }
         ClaimError::TooMany(_) => {
-            (Code::Limit, "ask the relay's operator to release some:  hookway-relay endpoint release NAME", "names")
+            (Code::Limit, "give some back; names that were released count for 30 days:  hookway endpoints", "names")
         }
         _ => (Code::Name, "choose another name:  hookway TARGET --name NAME", "name"),
     };

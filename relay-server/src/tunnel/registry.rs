@@ -1,10 +1,10 @@
 //! Which endpoints there are, who owns them and which sessions serve them now.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use hookway_protocol::host::EndpointName;
+use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::message::{Queueing, Share};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -14,12 +14,17 @@ use super::session::Session;
 use crate::auth::{Grant, Owner};
 use crate::limits::{self, Gate, Pass, Refusal};
 use crate::queue::{self, Attached, Queue, Waiting};
-use crate::store::{EndpointId, EndpointRow, Store, StoreError};
+use crate::store::{Claimed, DomainRow, EndpointId, EndpointRow, HELD_FOR, Store, StoreError};
+
+/// A developer's own host names that may lead to one endpoint.
+const MAX_DOMAINS: usize = 64;
 
 /// All endpoints, by name.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    endpoints: RwLock<HashMap<EndpointName, Arc<Endpoint>>>,
+    names: RwLock<Names>,
+    /// Endpoints are host names directly below this one.
+    domain: Host<'static>,
     /// One gate an owner, as long as any endpoint of his is known.
     gates: Mutex<HashMap<Owner, Weak<Gate>>>,
     store: Arc<dyn Store>,
@@ -29,14 +34,28 @@ pub(crate) struct Registry {
     limits: limits::Config,
 }
 
+#[derive(Debug, Default)]
+struct Names {
+    endpoints: HashMap<EndpointName, Arc<Endpoint>>,
+    /// Developers' own host names, and the endpoints that they lead to: these alone, and not others of their names.
+    domains: HashMap<String, (EndpointName, EndpointId)>,
+}
+
+impl Names {
+    fn at_domain(&self, host: &Host<'_>) -> Option<&Arc<Endpoint>> {
+        let (name, id) = self.domains.get(host.as_str())?;
+        self.endpoints.get(name).filter(|endpoint| endpoint.id == *id)
+    }
+}
+
 /// A public host name. It outlives the sessions that serve it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    id: EndpointId,
+    pub(super) id: EndpointId,
     pub(crate) name: EndpointName,
     /// What waits for whoever serves it.
     pub(crate) waiting: Arc<Waiting>,
-    owner: Owner,
+    pub(super) owner: Owner,
     gate: Gate,
     owner_gate: Arc<Gate>,
     /// In the order in which they came.
@@ -82,10 +101,16 @@ pub(crate) enum ClaimError {
     NotAllowed(EndpointName, String),
     #[error("the endpoint `{0}` belongs to somebody else")]
     Taken(EndpointName),
+    #[error("the endpoint `{0}` was somebody else's, and is kept for its owner until {1:.0}")]
+    Held(EndpointName, Timestamp),
     #[error("this token's name has {0} endpoints; it can have no more")]
     TooMany(usize),
     #[error("the endpoint has {0} listeners; it can have no more")]
     TooManyListeners(usize),
+    #[error("{MAX_DOMAINS} host names lead to the endpoint; it can have no more")]
+    TooManyDomains,
+    #[error("the host name was led elsewhere just now")]
+    Led,
     #[error("the endpoint was released just now")]
     Released,
     #[error("the relay cannot look up names just now")]
@@ -115,6 +140,11 @@ impl Endpoint {
         serving.len() > 1 && Arc::ptr_eq(waiting, &self.waiting)
     }
 
+    /// Whose it is.
+    pub(crate) fn owner(&self) -> &str {
+        self.owner.as_str()
+    }
+
     /// Whose client answers the sender: of those that are there, the one that came first.
     pub(crate) fn answering(&self) -> Option<Arc<Waiting>> {
         let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
@@ -133,8 +163,18 @@ impl Endpoint {
     /// Tells those that serve it that the name is its owner's no more.
     fn released(&self) {
         for serving in self.serving().drain(..) {
-            serving.session.released(&self.name, "the operator released it");
+            serving.session.released(&self.name, "it was released");
         }
+    }
+
+    /// Whether it is the token's owner's, and the token may serve it.
+    fn is_for(&self, grant: &Grant) -> bool {
+        self.owner == grant.owner && grant.allows(&self.name)
+    }
+
+    /// How many sessions serve it now.
+    pub(super) fn clients(&self) -> usize {
+        self.serving.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Takes `session` off the endpoint, if it is still on it.
@@ -157,6 +197,11 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
+    /// What its client may.
+    pub(super) fn grant(&self) -> &Grant {
+        &self.session.grant
+    }
+
     /// What the client asks for its deliveries.
     pub(super) async fn ask(&self, queue: &Queue, asked: Queueing) {
         for waiting in &self.waitings {
@@ -203,21 +248,128 @@ impl Drop for Claim {
 }
 
 impl Registry {
-    /// The registry of the endpoints in the store.
+    /// The registry of the endpoints in the store, which are below that domain.
     pub(crate) async fn open(
+        domain: Host<'static>,
         store: Arc<dyn Store>,
         queue: Arc<Queue>,
         limits: limits::Config,
     ) -> Result<Self, StoreError> {
-        let (endpoints, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::Mutex::default());
-        let registry = Self { endpoints, gates, store, queue, changes, limits };
+        let (names, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::Mutex::default());
+        let registry = Self { names, domain, gates, store, queue, changes, limits };
         registry.refresh().await?;
         registry.queue.load().await?;
         Ok(registry)
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Endpoint>> {
-        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.names().endpoints.get(name).cloned()
+    }
+
+    /// The endpoint that a host name leads to: the relay's own, or a developer's.
+    pub(crate) fn at(&self, host: &Host<'_>) -> Option<Arc<Endpoint>> {
+        match host.below(&self.domain) {
+            Some(name) => self.find(name),
+            None => self.at_domain(host),
+        }
+    }
+
+    /// The endpoint that a developer's own host name leads to.
+    pub(super) fn at_domain(&self, host: &Host<'_>) -> Option<Arc<Endpoint>> {
+        self.names().at_domain(host).cloned()
+    }
+
+    fn names(&self) -> RwLockReadGuard<'_, Names> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn names_mut(&self) -> RwLockWriteGuard<'_, Names> {
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An owner's endpoints that come after a name and that the token may serve, so many at most, and whether there are
+    /// more.
+    pub(super) fn owned(&self, grant: &Grant, after: &str, most: usize) -> (Vec<Arc<Endpoint>>, bool) {
+        let names = self.names();
+        let own = names.endpoints.values().filter(|it| it.is_for(grant));
+        let mut own: Vec<_> = own.filter(|it| it.name.as_str() > after).cloned().collect();
+        drop(names);
+        own.sort_by(|a, b| a.name.cmp(&b.name));
+        let more = own.len() > most;
+        own.truncate(most);
+        (own, more)
+    }
+
+    /// The developers' own host names that lead to an endpoint.
+    pub(super) fn domains_of(&self, endpoint: &Endpoint) -> Vec<String> {
+        let names = self.names();
+        let led = names.domains.iter().filter(|(_, (_, id))| *id == endpoint.id);
+        let mut own: Vec<_> = led.map(|(host, _)| host.clone()).collect();
+        drop(names);
+        own.sort();
+        own
+    }
+
+    /// Takes a name from its owner, who asks for it: an endpoint's, or a host name of the developer's own. Says whether he
+    /// had it.
+    pub(super) async fn release(&self, name: &str, grant: &Grant) -> Result<bool, StoreError> {
+        let host = Host::parse(name).ok();
+        let led = host.as_ref().and_then(|host| self.at_domain(host)).filter(|it| it.is_for(grant));
+        // Also by its whole name.
+        let label = host.as_ref().and_then(|host| host.below(&self.domain)).unwrap_or(name);
+        let endpoint = self.find(label).filter(|it| it.is_for(grant));
+        // By its number: the name may be another's a moment later.
+        let was_there = match (host.as_ref().zip(led), endpoint) {
+            (Some((host, led)), _) => self.store.remove_domain(host.as_str(), Some(led.id)).await?,
+            (None, Some(endpoint)) => {
+                let now = Timestamp::now();
+                self.store.release_endpoint(&endpoint.name, Some(endpoint.id), now, now + HELD_FOR).await?
+            }
+            (None, None) => return Ok(false),
+        };
+        self.reload().await?;
+        Ok(was_there)
+    }
+
+    /// Whether it is the relay's domain, or below it.
+    pub(super) fn is_own(&self, host: &Host<'_>) -> bool {
+        let rest = host.as_str().strip_suffix(self.domain.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }
+
+    /// Leads a developer's own host name to an endpoint, on disk, if it leads where it did `before`. Not away from one that
+    /// the token may not serve.
+    pub(super) async fn lead(
+        &self,
+        host: &Host<'_>,
+        before: Option<EndpointId>,
+        endpoint: &Endpoint,
+        grant: &Grant,
+    ) -> Result<(), ClaimError> {
+        let _changes = self.changes.lock().await;
+        {
+            let names = self.names();
+            if names.endpoints.get(&endpoint.name).is_none_or(|known| known.id != endpoint.id) {
+                return Err(ClaimError::Released);
+            }
+            if names.at_domain(host).map(|led| led.id) != before {
+                return Err(ClaimError::Led);
+            }
+            if let Some(before) = names.at_domain(host)
+                && before.owner == grant.owner
+                && !grant.allows(&before.name)
+            {
+                return Err(ClaimError::NotAllowed(before.name.clone(), grant.patterns()));
+            }
+            let others = names.domains.iter().filter(|(other, (_, id))| *id == endpoint.id && *other != host.as_str());
+            if others.count() >= MAX_DOMAINS {
+                return Err(ClaimError::TooManyDomains);
+            }
+        }
+        let (host, proved_at) = (host.to_string(), Timestamp::now());
+        self.store.put_domain(DomainRow { host: host.clone(), endpoint: endpoint.id, proved_at }).await?;
+        self.names_mut().domains.insert(host, (endpoint.name.clone(), endpoint.id));
+        Ok(())
     }
 
     /// Takes over what another process changed: released names go, and whoever serves them is told; dead letters wait
@@ -229,12 +381,13 @@ impl Registry {
 
     async fn refresh(&self) -> Result<(), StoreError> {
         let _changes = self.changes.lock().await;
-        let rows = self.store.endpoints().await?;
+        let (rows, domains) = (self.store.endpoints().await?, self.store.domains().await?);
         let rows: HashMap<EndpointName, EndpointRow> =
             rows.into_iter().filter_map(|row| Some((row.name.parse().ok()?, row))).collect();
         let mut gone = Vec::new();
         {
-            let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+            let mut names = self.names_mut();
+            let Names { endpoints, domains: led } = &mut *names;
             endpoints.retain(|name, endpoint| {
                 let stays = rows.get(name).is_some_and(|row| row.id == endpoint.id);
                 if !stays {
@@ -242,11 +395,17 @@ impl Registry {
                 }
                 stays
             });
-            let ids: HashSet<EndpointId> = rows.values().map(|row| row.id).collect();
+            let by_id: HashMap<EndpointId, EndpointName> =
+                rows.iter().map(|(name, row)| (row.id, name.clone())).collect();
             for (name, row) in rows {
                 endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, &row));
             }
-            self.queue.retain(|id| ids.contains(&id));
+            self.queue.retain(|id| by_id.contains_key(&id));
+            let all = domains.into_iter().filter_map(|row| {
+                let name = by_id.get(&row.endpoint)?.clone();
+                Some((row.host, (name, row.endpoint)))
+            });
+            *led = all.collect();
         }
         gone.iter().for_each(|endpoint| endpoint.released());
         Ok(())
@@ -279,14 +438,15 @@ impl Registry {
             return Ok(());
         }
         let row = match claimed? {
-            None => return Err(ClaimError::TooMany(most)),
-            Some(row) if row.owner != grant.owner.as_str() => return Err(ClaimError::Taken(name.clone())),
-            Some(row) => row,
+            Claimed::TooMany => return Err(ClaimError::TooMany(most)),
+            Claimed::Held(until) => return Err(ClaimError::Held(name.clone(), until)),
+            Claimed::Has(row) if row.owner != grant.owner.as_str() => return Err(ClaimError::Taken(name.clone())),
+            Claimed::Has(row) => row,
         };
-        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
-        if endpoints.get(name).is_none_or(|endpoint| endpoint.id != row.id) {
-            let before = endpoints.insert(name.clone(), self.endpoint(name.clone(), &row));
-            drop(endpoints);
+        let mut names = self.names_mut();
+        if names.endpoints.get(name).is_none_or(|endpoint| endpoint.id != row.id) {
+            let before = names.endpoints.insert(name.clone(), self.endpoint(name.clone(), &row));
+            drop(names);
             // Another owner's, released a moment ago.
             before.iter().for_each(|endpoint| endpoint.released());
         }

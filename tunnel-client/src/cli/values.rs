@@ -1,6 +1,7 @@
 //! How the values of flags are read.
 
-use hookway_protocol::message::{MAX_LISTENER, Share};
+use hookway_protocol::host::{EndpointName, Host};
+use hookway_protocol::message::{Domain, MAX_LISTENER, Share};
 use hookway_protocol::settings::nearest;
 use http::{HeaderName, HeaderValue};
 
@@ -27,6 +28,20 @@ pub(crate) fn route(text: &str) -> Result<(String, Target), String> {
         return Err("a route's path begins with / and has no query".into());
     }
     Ok((prefix.to_owned(), target.parse::<Target>().map_err(|error| error.to_string())?))
+}
+
+/// `HOST`, or `HOST=NAME`.
+pub(crate) fn domain(text: &str) -> Result<Domain, String> {
+    let (host, endpoint) = text.split_once('=').map_or((text, None), |(host, name)| (host, Some(name)));
+    if !host.is_ascii() {
+        return Err("write an international name as DNS has it: xn--…".into());
+    }
+    let parsed = Host::parse(host).ok().filter(|parsed| parsed.is_domain_name() && !host.contains(':'));
+    let what = "a host name of your own is one such as hooks.example.com: no URL, address, port or *";
+    let parsed = parsed.ok_or(what)?;
+    let endpoint = endpoint.map(str::parse::<EndpointName>).transpose().map_err(|error| error.to_string())?;
+    let endpoint = endpoint.map(|name| name.to_string()).unwrap_or_default();
+    Ok(Domain { host: parsed.to_string(), endpoint })
 }
 
 pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {

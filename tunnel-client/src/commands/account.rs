@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use hookway_protocol::message::Domain;
 use serde_json::json;
 
 use super::block_on;
@@ -14,7 +15,7 @@ use crate::config::{self, Files};
 use crate::harmless;
 use crate::output::{Failure, Output};
 use crate::target::Target;
-use crate::tunnel::{self, RelayAddress, Transports, Welcomed};
+use crate::tunnel::{self, RelayAddress, Welcomed};
 
 /// Where a token could have come from.
 pub(super) const NO_TOKEN: &str = "neither HOOKWAY_TOKEN, --token-file nor a login gives one";
@@ -30,7 +31,11 @@ pub(super) fn login(
         Some(path) => config::read_token(&path)?,
         None => ask_token(relay, output)?,
     };
-    let welcomed = ask_relay(relay.clone(), token.clone(), relay_ca.clone(), Transports::Auto)?;
+    let options = Options::from_parts(relay.clone(), token.clone(), vec![]);
+    let welcomed = welcomed(match &relay_ca {
+        Some(ca) => options.relay_ca(ca),
+        None => options,
+    })?;
     let path = global.config.clone().map_or_else(config::user_file, Ok)?;
     config::change_user_file(&path, |file| {
         file["relay"] = toml_edit::value(relay.to_string());
@@ -77,16 +82,7 @@ fn from_file(relay: &RelayAddress) -> String {
 }
 
 /// Connects without serving anything.
-fn ask_relay(
-    relay: RelayAddress,
-    token: String,
-    ca: Option<PathBuf>,
-    transport: Transports,
-) -> Result<Welcomed, Failure> {
-    let mut options = Options::from_parts(relay, token, vec![]).transport(transport);
-    if let Some(ca) = ca {
-        options = options.relay_ca(ca);
-    }
+fn welcomed(options: Options) -> Result<Welcomed, Failure> {
     block_on(async {
         let client = Client::start(options).await?;
         let welcomed = client.welcomed().clone();
@@ -107,7 +103,8 @@ pub(super) fn logout(global: &GlobalArgs, output: Output) -> Result<ExitCode, Fa
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
+/// How the relay is reached that the command line or the files name.
+pub(super) fn relay_options(args: &RelayArgs, files: &Files) -> Result<Options, Failure> {
     let Some(relay) = args.relay.clone() else {
         let cause = "neither a login, a file, HOOKWAY_RELAY nor --relay names one";
         return Err(Failure::new(3, "no relay is configured").cause(cause).next("hookway login RELAY"));
@@ -117,7 +114,17 @@ pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<
             .cause(NO_TOKEN)
             .next(format!("hookway login {relay}")));
     };
-    let welcomed = ask_relay(relay.clone(), token, args.ca(files), args.transport)?;
+    let options = Options::from_parts(relay, token, vec![]).transport(args.transport);
+    Ok(match args.ca(files) {
+        Some(ca) => options.relay_ca(ca),
+        None => options,
+    })
+}
+
+pub(super) fn whoami(args: &RelayArgs, files: &Files, output: Output) -> Result<ExitCode, Failure> {
+    let options = relay_options(args, files)?;
+    let relay = options.relay_settings().relay.clone();
+    let welcomed = welcomed(options)?;
     if output.is_json() {
         let (owner, transport) = (welcomed.owner, welcomed.transport.name());
         output.json(&json!({"relay": relay.to_string(), "owner": owner, "transport": transport}));
@@ -142,6 +149,7 @@ pub(super) fn config_show(args: &ForwardArgs, files: &Files, output: Output) -> 
     let route = |(path, target): &(String, Target)| format!("{path}={target}");
     let endpoints = files.endpoints.iter().map(|endpoint| {
         let to = endpoint.routes.iter().map(route).chain(endpoint.target.iter().map(ToString::to_string));
+        let to = to.chain(endpoint.domains.iter().map(|domain| domain.host.clone()));
         format!("{} ({})", endpoint.name, to.collect::<Vec<_>>().join(" "))
     });
     let settings: Vec<(&str, Option<String>)> = vec![
@@ -150,6 +158,7 @@ pub(super) fn config_show(args: &ForwardArgs, files: &Files, output: Output) -> 
         ("token", args.relay.token(files)?.map(|_| "set (not shown)".to_owned())),
         ("target", args.target.as_ref().map(ToString::to_string)),
         ("name", some(args.name.iter().map(ToString::to_string))),
+        ("domain", some(args.domain.iter().map(domain))),
         ("route", some(args.route.iter().map(route))),
         ("strip-prefix", Some(args.strip_prefix.to_string())),
         ("header", some(args.header.iter().map(|(name, _)| format!("{name}: (not shown)")))),
@@ -182,6 +191,11 @@ pub(super) fn config_show(args: &ForwardArgs, files: &Files, output: Output) -> 
         output.line(&format!("{key:<16} {}", value.unwrap_or_else(|| "not set".into())));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As it is written.
+fn domain(Domain { host, endpoint }: &Domain) -> String {
+    if endpoint.is_empty() { host.clone() } else { format!("{host}={endpoint}") }
 }
 
 fn some(values: impl Iterator<Item = String>) -> Option<String> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::Transport;
-use hookway_protocol::message::{Code, Rule, Share};
+use hookway_protocol::message::{Code, Domain, Rule, Share};
 use hookway_protocol::seal::OpeningKey;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -256,6 +256,7 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
     options = sealing(options, args.queueing.seal)?;
     options = sharing(options, args)?;
     options = options.transport(args.relay.transport).filter(args.filter.clone().unwrap_or_default());
+    options = own_domains(options, args, files, &names)?;
     let named = !names.is_empty();
     for name in names {
         options = options.name(name.as_str()).map_err(|error| Failure::new(2, error.to_string()))?;
@@ -264,6 +265,44 @@ fn asked(args: &ForwardArgs, files: &Files, policy: &Policy) -> Result<Asked, Fa
         options = options.relay_ca(ca);
     }
     Ok(Asked { options, relay: shown, named })
+}
+
+/// The developer's own host names, of the command line and of the endpoints in the project's file.
+fn own_domains(
+    mut options: Options,
+    args: &ForwardArgs,
+    files: &Files,
+    names: &[&EndpointName],
+) -> Result<Options, Failure> {
+    for Domain { host, endpoint } in &args.domain {
+        if endpoint.is_empty() && names.len() > 1 {
+            let next = format!("hookway TARGET --domain {host}={}", names[0]);
+            return Err(Failure::new(2, format!("which endpoint is {host} for?"))
+                .cause(format!("this client serves {} of them", names.len()))
+                .next(next));
+        }
+        if !endpoint.is_empty() && !names.iter().any(|name| name.as_str() == endpoint) {
+            return Err(Failure::new(2, format!("{host} is for `{endpoint}`, which this client does not serve"))
+                .cause("no --name and no endpoint of hookway.toml says so")
+                .next(format!("hookway TARGET --name {endpoint} --domain {host}={endpoint}")));
+        }
+        options = options.domain(host, Some(endpoint));
+    }
+    let twice = args.domain.iter().enumerate().find(|(at, domain)| {
+        let same = |other: &Domain| other.host == domain.host && other.endpoint != domain.endpoint;
+        args.domain[..*at].iter().any(same)
+    });
+    if let Some((_, Domain { host, .. })) = twice {
+        return Err(Failure::new(2, format!("{host} is given to two endpoints"))
+            .cause("a host name leads to one")
+            .next("leave one of the two --domain out"));
+    }
+    for endpoint in files.endpoints.iter().filter(|endpoint| names.contains(&&endpoint.name)) {
+        for domain in &endpoint.domains {
+            options = options.domain(&domain.host, Some(endpoint.name.as_str()));
+        }
+    }
+    Ok(options)
 }
 
 /// Shares the endpoints with other clients, if that is wanted.

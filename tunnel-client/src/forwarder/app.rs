@@ -23,6 +23,8 @@ use crate::target::{self, Target};
 
 /// Connections kept for the next deliveries.
 const MAX_IDLE: usize = 256;
+/// An app that is looked for must take a connection within this time.
+const REACHED_IN: Duration = Duration::from_secs(3);
 /// How often an app that does not listen is tried again.
 const TRY_EVERY: Duration = Duration::from_millis(100);
 
@@ -188,7 +190,7 @@ impl App {
         let started = Instant::now();
         let until = started + patience.wait_app;
         loop {
-            let error = match tokio::time::timeout(patience.timeout, self.open(alpn)).await {
+            let error = match tokio::time::timeout(patience.timeout, open(&self.target, alpn)).await {
                 Ok(Ok(connection)) => {
                     self.tell(true);
                     let _ = patience.progress.connect.set(started.elapsed());
@@ -205,25 +207,6 @@ impl App {
             }
             let _ = patience.leaving.run_until_cancelled(tokio::time::sleep(TRY_EVERY)).await;
         }
-    }
-
-    async fn open(&self, alpn: &[&[u8]]) -> io::Result<Box<dyn Connection>> {
-        // Names below localhost are this machine, whatever the resolver says (RFC 6761 §6.3).
-        let host = if self.target.host().ends_with(".localhost") { "localhost" } else { self.target.host() };
-        let found = tokio::net::lookup_host((host, self.target.port())).await?;
-        // A name may be given any address by whoever runs its domain.
-        let addresses: Vec<_> = found.filter(|address| !target::is_metadata(address.ip())).collect();
-        if addresses.is_empty() {
-            return Err(io::Error::other("the name has no address that webhooks may be put to"));
-        }
-        let tcp = TcpStream::connect(&addresses[..]).await?;
-        tcp.set_nodelay(true)?;
-        if !self.target.is_tls() {
-            return Ok(Box::new(tcp));
-        }
-        let name = ServerName::try_from(self.target.host().to_owned()).map_err(io::Error::other)?;
-        let connector = TlsConnector::from(Arc::new(super::tls::config(self.target.is_local(), alpn)?));
-        Ok(Box::new(connector.connect(name, tcp).await?))
     }
 
     /// The answer, unless two readers could take it differently: an encoding that nobody undid, or a protocol that
@@ -257,6 +240,31 @@ impl App {
         let message = format!("the local app at {} gave no usable answer: {error}", self.target);
         Failed { failure: Failure::BadAnswer, short: short.into(), message }
     }
+}
+
+/// Whether an app is there, which is asked nothing.
+pub(crate) async fn reach(target: &Target) -> io::Result<()> {
+    let opened = tokio::time::timeout(REACHED_IN, open(target, &[b"http/1.1"])).await;
+    opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(drop)
+}
+
+async fn open(target: &Target, alpn: &[&[u8]]) -> io::Result<Box<dyn Connection>> {
+    // Names below localhost are this machine, whatever the resolver says (RFC 6761 §6.3).
+    let host = if target.host().ends_with(".localhost") { "localhost" } else { target.host() };
+    let found = tokio::net::lookup_host((host, target.port())).await?;
+    // A name may be given any address by whoever runs its domain.
+    let addresses: Vec<_> = found.filter(|address| !target::is_metadata(address.ip())).collect();
+    if addresses.is_empty() {
+        return Err(io::Error::other("the name has no address that webhooks may be put to"));
+    }
+    let tcp = TcpStream::connect(&addresses[..]).await?;
+    tcp.set_nodelay(true)?;
+    if !target.is_tls() {
+        return Ok(Box::new(tcp));
+    }
+    let name = ServerName::try_from(target.host().to_owned()).map_err(io::Error::other)?;
+    let connector = TlsConnector::from(Arc::new(super::tls::config(target.is_local(), alpn)?));
+    Ok(Box::new(connector.connect(name, tcp).await?))
 }
 
 /// Runs a connection; it ends when the app closes it, or when nobody holds its sender any more.

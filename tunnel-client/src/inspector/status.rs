@@ -11,12 +11,11 @@ use crate::view::millis;
 pub(super) fn status(context: &Context) -> Value {
     let tunnel = context.shown.tunnel.as_ref();
     let link = context.recorder().events().link();
-    let urls = link.welcomed.iter().flat_map(|welcomed| &welcomed.urls).map(|(name, urls)| {
-        let mut urls = urls.clone();
+    let urls = link.urls().into_iter().map(|(name, mut urls)| {
         if tunnel.is_some_and(|tunnel| tunnel.plain_first) {
             urls.reverse();
         }
-        let dead_letters = link.dead_letters.get(name).copied().unwrap_or(0);
+        let dead_letters = link.dead_letters.get(&name).copied().unwrap_or(0);
         json!({"endpoint": name, "url": urls.first(), "more": urls.get(1..), "dead_letters": dead_letters})
     });
     let first = link.welcomed.as_ref().and_then(|welcomed| welcomed.first.clone());

@@ -1,6 +1,7 @@
 //! Reaches the relay: over QUIC, or over TLS where UDP does not get through.
 
 mod networks;
+mod probe;
 mod tls;
 
 use std::io;
@@ -20,6 +21,7 @@ use rustls_platform_verifier::BuilderVerifierExt;
 
 use super::{ConnectError, RelayAddress, Settings, pause};
 use networks::Networks;
+pub(crate) use probe::{Reached, probe};
 use tls::Tls;
 
 /// One address of the relay is tried for this long.

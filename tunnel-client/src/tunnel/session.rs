@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hookway_protocol::link::{Control, Link, LinkError, Quiet, StreamError, Transport};
 use hookway_protocol::message::{
-    self, ClientMessage, Code, FromClient, FromRelay, Hello, Ping, RelayMessage, Released, Seen,
+    self, ClientMessage, Code, DOMAINS, FromClient, FromRelay, Hello, MAX_DOMAINS, Ping, RelayMessage, Released, Seen,
 };
 use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 use tokio::sync::mpsc;
@@ -149,6 +149,11 @@ impl Session {
         let endpoints: Vec<_> = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
         let held = Arc::new(Held { endpoints: Mutex::new(endpoints), moving: Mutex::new(Moving::No) });
         let exchanges = Arc::new(Exchanges::new(forwarder, recorder, settings.opening_key.clone()));
+        let is_first = exchanges.events().link().welcomed.is_none();
+        if is_first && !settings.domains.is_empty() && !welcome.features.iter().any(|feature| feature == DOMAINS) {
+            let text = "the relay is too old for --domain: ask its operator to upgrade it".into();
+            exchanges.events().tell(Event::Hint { text });
+        }
         Ok((Self { link, control, held, exchanges }, welcomed))
     }
 
@@ -228,13 +233,14 @@ fn lost(error: &LinkError) -> End {
     }
 }
 
-async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessage), StreamError> {
+pub(super) async fn hello(link: &Link, settings: &Settings) -> Result<(Control, RelayMessage), StreamError> {
     let mut control = link.control().await.map_err(StreamError::Lost)?;
     let hello = Hello {
         min_version: MIN_VERSION,
         max_version: MAX_VERSION,
         token: settings.token.clone(),
         endpoints: settings.endpoints.clone(),
+        domains: settings.domains.iter().filter(|domain| settings.serves(&domain.endpoint)).cloned().collect(),
         queueing: Some(settings.queueing.clone()),
         agent: concat!("hookway/", env!("CARGO_PKG_VERSION")).into(),
         features: vec![],
@@ -292,6 +298,15 @@ impl Talk<'_> {
                         None
                     }
                     Ok(Some(FromRelay { message: Some(RelayMessage::Backlog(backlog)) })) => self.backlog(backlog),
+                    Ok(Some(FromRelay { message: Some(RelayMessage::DomainState(state)) })) => {
+                        // At each session again; it is told when it has changed. No more are kept than can be asked for.
+                        let known = self.events.link().domains;
+                        let is_new = known.get(&state.host) != Some(&state);
+                        if is_new && (known.len() < MAX_DOMAINS || known.contains_key(&state.host)) {
+                            self.events.tell(Event::Domain(state));
+                        }
+                        None
+                    }
                     Ok(Some(FromRelay { message: Some(RelayMessage::DeadLetters(letters)) })) => {
                         pending.answered(letters);
                         None

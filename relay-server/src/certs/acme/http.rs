@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{DATE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient, Problem};
+use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -92,6 +93,14 @@ impl Https {
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
+    /// What is at a URL, and what time it is there.
+    pub(super) async fn get(&self, url: &str) -> Result<(StatusCode, Bytes, Option<Timestamp>), Error> {
+        let mut answer = self.request(Request::get(url).body(BodyWrapper::default())?).await?;
+        let date = answer.parts.headers.get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
+        Ok((answer.parts.status, answer.body.into_bytes().await.map_err(Error::Other)?, date))
+    }
+
     async fn ask(self, uri: Uri, mut request: Request<BodyWrapper<Bytes>>) -> io::Result<BytesResponse> {
         let host = uri.host().filter(|_| uri.scheme_str() == Some("https"));
         let host = host.ok_or_else(|| io::Error::other(format!("{uri} is no https:// URL")))?;
@@ -137,7 +146,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Duration::try_from(at.duration_since(jiff::Timestamp::now())).ok()
+    Duration::try_from(at.duration_since(Timestamp::now())).ok()
 }
 
 impl HttpClient for Https {

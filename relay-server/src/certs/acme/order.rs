@@ -235,7 +235,7 @@ fn said(problem: &Problem) -> String {
 }
 
 /// What a person can do something with.
-fn in_words(error: &Error) -> String {
+pub(super) fn in_words(error: &Error) -> String {
     match error {
         Error::Api(problem) => {
             let hint = match kind(problem) {

@@ -87,6 +87,12 @@ impl Server {
         Ok(Self { address, file: file.to_owned(), signer })
     }
 
+    /// Whether it is there and knows the zone of a record, which stays as it is.
+    pub(crate) async fn look(&self, record: &str) -> Result<(), UpdateError> {
+        let name = Name::from_ascii(format!("{record}.")).map_err(|error| self.nonsense(error))?;
+        self.zone(&name).await.map(drop)
+    }
+
     /// Adds a TXT record beside what is there, or takes it away again.
     pub(crate) async fn change(&self, record: &str, value: &str, present: bool) -> Result<(), UpdateError> {
         let name = Name::from_ascii(format!("{record}.")).map_err(|error| self.nonsense(error))?;

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use crate::store::StoreError;
 
 /// What each version of the schema adds to the one before.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     CREATE TABLE token (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE, endpoints TEXT NOT NULL,
@@ -54,6 +54,11 @@ const MIGRATIONS: [&str; 4] = [
         failures INTEGER NOT NULL, last_error TEXT NOT NULL, asked_at INTEGER
     ) STRICT, WITHOUT ROWID;
 ",
+    // Names that were released, and for whom they are kept; developers' own host names.
+    "
+    CREATE TABLE held (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until INTEGER NOT NULL) STRICT;
+    CREATE TABLE domain (host TEXT PRIMARY KEY, endpoint INTEGER NOT NULL, proved_at INTEGER NOT NULL) STRICT;
+",
 ];
 /// Pages of the log before they are moved into the file: moving them costs two more waits for the disk.
 const CHECKPOINT_PAGES: u32 = 8192;
@@ -79,7 +84,9 @@ pub(super) fn prepare(db: &mut Connection) -> Result<(), StoreError> {
 mod tests {
     use super::super::{Database, path};
     use super::*;
-    use crate::store::{EndpointId, Missed, Store};
+    use std::time::Duration;
+
+    use crate::store::{Claimed, EndpointId, Missed, Store};
 
     #[test]
     fn a_newer_store_is_left_alone() {
@@ -134,6 +141,26 @@ mod tests {
         let store = Database::open(place.path()).expect("a store");
         assert_eq!(store.endpoints().await.expect("endpoints").len(), 1);
         assert_eq!(store.certificates().await.expect("certificates"), vec![]);
+    }
+
+    /// A store of the fourth version: names are held and host names kept from now on.
+    #[tokio::test]
+    async fn a_store_without_domains_is_taken_over() {
+        let place = tempfile::tempdir().expect("a folder");
+        let db = Connection::open(path(place.path())).expect("a file");
+        MIGRATIONS[..4].iter().for_each(|migration| db.execute_batch(migration).expect("the fourth version"));
+        db.execute_batch(
+            "INSERT INTO endpoint VALUES (7, 'a', 'ann', '2026-01-01T00:00:00Z', '2026-01-02T00:00:00Z');
+             PRAGMA user_version = 4",
+        )
+        .expect("an endpoint");
+        drop(db);
+        let store = Database::open(place.path()).expect("a store");
+        assert_eq!(store.domains().await.expect("domains"), vec![]);
+        let (name, now) = ("a".parse().expect("a name"), jiff::Timestamp::now());
+        assert!(store.release_endpoint(&name, None, now, now + Duration::from_secs(60)).await.expect("released"));
+        let claimed = store.claim_endpoint(&name, "bob", 9, now).await.expect("asked");
+        assert!(matches!(claimed, Claimed::Held(_)), "{claimed:?}");
     }
 
     /// A store of the second version, with a queue: what its client asked for stays, and what waits.

@@ -94,6 +94,9 @@ pub(super) fn proxy(relay: &RelayAddress) -> Result<Option<Proxy>, String> {
     let named = first(["HTTPS_PROXY", "https_proxy"]).or_else(|| first(["ALL_PROXY", "all_proxy"]));
     let Some((name, value)) = named else { return Ok(None) };
     let besides = first(["NO_PROXY", "no_proxy"]).map(|(_, value)| value).unwrap_or_default();
+    if besides.split(',').any(|name| name.trim() == "*") {
+        return Ok(None);
+    }
     let intercept = |proxy: String| {
         let uri = Uri::builder().scheme("https").authority(relay.authority()).path_and_query("/").build().ok()?;
         Matcher::builder().https(proxy).no(besides.clone()).build().intercept(&uri)
