@@ -14,7 +14,7 @@ use hickory_resolver::net::{DnsError, NetError};
 /// A name server must have answered within this time, of which it gets two.
 const ANSWERED_IN: Duration = Duration::from_secs(3);
 
-/// So many name servers of a zone are asked.
+/// So many name servers of a zone are asked, at so many addresses.
 const MAX_SERVERS: usize = 4;
 
 /// Looks names up. What it finds is not kept: it is asked for when somebody has just changed it.
@@ -40,35 +40,32 @@ impl Resolver {
     }
 
     /// The texts of a name's TXT records, from the name servers of its zone themselves: others keep for long that there
-    /// was none.
+    /// was none. All of them, for one may lag behind; and the others where those say nothing.
     pub(crate) async fn fresh_texts(&self, name: &str) -> Result<Vec<String>, LookupError> {
-        let own = if self.servers.is_empty() { self.of_zone(name).await } else { None };
-        match own {
-            Some(own) => match own.texts(name).await {
-                Ok(texts) => Ok(texts),
-                Err(_) => self.texts(name).await,
-            },
-            None => self.texts(name).await,
-        }
+        let own = if self.servers.is_empty() { self.of_zone(name).await } else { vec![] };
+        let texts = futures_util::future::join_all(own.iter().map(|own| own.texts(name))).await;
+        let texts: Vec<_> = texts.into_iter().flatten().flatten().collect();
+        if texts.is_empty() { self.texts(name).await } else { Ok(texts) }
     }
 
-    /// What asks the name servers of the zone that a name is in, as far as they are the Internet's.
-    async fn of_zone(&self, name: &str) -> Option<Self> {
+    /// What asks the name servers of the zone that a name is in, each by itself, as far as they are the Internet's.
+    async fn of_zone(&self, name: &str) -> Vec<Self> {
         let mut zone = name;
         let names = loop {
-            zone = zone.split_once('.')?.1;
-            if !zone.contains('.') {
-                return None;
+            match self.name_servers(zone).await {
+                Ok(names) if names.is_empty() => {}
+                Ok(names) => break names,
+                Err(_) => return vec![],
             }
-            let names = self.name_servers(zone).await.ok()?;
-            if !names.is_empty() {
-                break names;
+            match zone.split_once('.') {
+                Some((_, parent)) if parent.contains('.') => zone = parent,
+                _ => return vec![],
             }
         };
         let addresses = names.iter().take(MAX_SERVERS).map(|name| self.addresses(name));
         let addresses = futures_util::future::join_all(addresses).await.into_iter().flatten().flatten();
-        let servers: Vec<_> = addresses.filter(is_public).map(|address| SocketAddr::new(address, 53)).collect();
-        (!servers.is_empty()).then_some(Self { servers })
+        let addresses = addresses.filter(is_public).take(MAX_SERVERS);
+        addresses.map(|address| Self { servers: vec![SocketAddr::new(address, 53)] }).collect()
     }
 
     /// The texts of a name's TXT records.
@@ -153,12 +150,16 @@ impl Resolver {
 pub fn is_public(address: &IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(ip) => {
-            let is_shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-            let is_ours = ip.is_private() || is_shared || ip.is_loopback() || ip.is_link_local();
-            !(is_ours || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
+            // Shared by a provider's customers, for protocols, for measuring, reserved (RFC 6890).
+            let is_special = match ip.octets() {
+                [0 | 240.., ..] | [192, 0, 0, _] | [198, 18 | 19, ..] => true,
+                [100, second, ..] => second & 0xc0 == 64,
+                _ => false,
+            };
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || is_special)
         }
-        // Global unicast; no other is routed.
-        IpAddr::V6(ip) => ip.segments()[0] & 0xe000 == 0x2000,
+        // Global unicast, and no IPv4 inside.
+        IpAddr::V6(ip) => ip.segments()[0] & 0xe000 == 0x2000 && ip.segments()[0] != 0x2002,
     }
 }
 
@@ -175,4 +176,27 @@ fn in_words(error: &NetError) -> String {
 /// Without the dot at its end, in lower case.
 fn shown(name: &Name) -> String {
     name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("203.0.113.5", true)]
+    #[case("2a00::5", true)]
+    #[case("10.0.0.53", false)]
+    #[case("127.0.0.1", false)]
+    #[case("100.64.0.1", false)]
+    #[case("169.254.169.254", false)]
+    #[case("0.1.2.3", false)]
+    #[case("198.18.0.1", false)]
+    #[case("255.255.255.255", false)]
+    #[case("::ffff:10.0.0.53", false)]
+    #[case("fd00::5", false)]
+    #[case("2002:a00:35::1", false)]
+    fn only_the_internets_addresses_are_public(#[case] address: IpAddr, #[case] expected: bool) {
+        assert_eq!(is_public(&address), expected);
+    }
 }

@@ -25,6 +25,9 @@ use crate::{admin, certs};
 /// How often tokens, endpoints and certificates are looked at for changes made elsewhere.
 const UPKEEP: Duration = Duration::from_secs(1);
 
+/// Whoever looks whether a relay runs holds its lock for no longer.
+const LOCKED_FOR: Duration = Duration::from_millis(200);
+
 /// A running relay.
 #[derive(Debug)]
 pub struct Server {
@@ -83,7 +86,7 @@ impl Server {
         let shutdown = Shutdown::default();
         let metrics = Arc::new(Metrics::new());
         let store = store::open(&config.data_dir)?;
-        let lock = lock(&config.data_dir)?;
+        let lock = lock(&config.data_dir).await?;
         let queue = Queue::new(store.clone(), config.queue, config.data_dir.clone(), metrics.clone(), shutdown.clone());
         let registry =
             Arc::new(Registry::open(config.domain.clone(), store.clone(), queue.clone(), config.limits).await?);
@@ -227,17 +230,23 @@ async fn upkeep(
 }
 
 /// Makes the data folder this relay's own, until the file is closed.
-fn lock(data_dir: &Path) -> Result<File, BindError> {
+async fn lock(data_dir: &Path) -> Result<File, BindError> {
     let path = data_dir.join("relay.lock");
     let failed = |source: std::io::Error| {
         let path = path.display().to_string();
         BindError::Store(StoreError::Open { path, source: source.into() })
     };
     let file = File::options().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(BindError::InUse(data_dir.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    let until = tokio::time::Instant::now() + LOCKED_FOR;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(LOCKED_FOR / 10).await;
+            }
+            Err(std::fs::TryLockError::WouldBlock) => return Err(BindError::InUse(data_dir.to_owned())),
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
 }
 

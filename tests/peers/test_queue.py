@@ -955,7 +955,7 @@ def test_a_released_endpoint_s_backlog_never_reaches_the_next_owner(new_world):
     world = new_world()
     offline(world, "shop", token=world.token("first"))
     queue(world, "shop", *numbered(3))
-    world.relay.command("endpoint", "release", "shop")
+    world.relay.command("endpoint", "release", "shop", "--hold", "0s")
     eventually(lambda: answers(world, "shop", "/none") == [404], what="the release being noticed")
     second = world.token("second")
     offline(world, "shop", token=second)
@@ -978,7 +978,7 @@ def test_a_name_released_amid_its_backlog(new_world):
     theirs, gate = gated(world, "/3")
     old = world.client(theirs, name="shop", token=first)
     arrived(theirs, 4)
-    world.relay.command("endpoint", "release", "shop")
+    world.relay.command("endpoint", "release", "shop", "--hold", "0s")
     assert old.event("released")["endpoint"] == "shop"
     app = world.app()
     world.client(app, name="shop", token=second)
