@@ -9,6 +9,7 @@ import hashlib
 import random
 import signal
 import threading
+import time
 
 import pytest
 from test_history import PORT_0
@@ -173,8 +174,10 @@ def test_the_same_listener_name_takes_that_turn_over(world, name):
 
 def test_the_common_backlog_is_handed_over_once_whoever_comes(world, name):
     first, second = apps(world, "first", "second")
-    done = threading.Event()
-    first.answer = lambda seen, _: done.wait(60) and first.echo(seen)
+    # The first takes its time until the second is there, and then both a moment over each.
+    there = threading.Event()
+    first.answer = lambda seen, _: (there.wait(0.5), time.sleep(0.01)) and first.echo(seen)
+    Crowd(second, 0.01)
     assert world.client(NOWHERE, *BALANCE, name=name).stop() == 0
     paths = numbered(80)
     queue(world, name, *paths)
@@ -182,11 +185,12 @@ def test_the_common_backlog_is_handed_over_once_whoever_comes(world, name):
     world.client(first, *flags, name=name)
     arrived(first, 4)
     world.client(second, *flags, name=name)
-    arrived(second, 76)
-    done.set()
+    there.set()
+    eventually(lambda: len(first.seen) + len(second.seen) >= 80, what="all")
     nothing_waits(world, name)
     assert sorted(targets(first) + targets(second)) == sorted(paths)
     assert not [seen for seen in first.seen + second.seen if is_marked(seen) or attempt(seen) != 1]
+    assert second.seen, "the second had no part in it"
 
 
 @pytest.mark.parametrize("offline", ["queue", "error"])
@@ -534,7 +538,7 @@ def test_the_next_owner_gets_nothing_of_the_listeners_of_the_one_before(new_worl
     assert listener(world, NOWHERE, "desk", token=first).stop() == 0
     answering = listener(world, theirs, "laptop", token=first)
     assert answers(world, "billing", *numbered(3)) == [200] * 3
-    world.relay.command("endpoint", "release", "billing")
+    world.relay.command("endpoint", "release", "billing", "--hold", "0s")
     taken_over(answering)
     listener(world, app, "desk", token=second)
     assert answered_by(world, path="/new") == "app"
