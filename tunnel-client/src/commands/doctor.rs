@@ -74,7 +74,7 @@ async fn app(target: &Target) -> Finding {
     match forwarder::reach(target).await {
         Ok(()) => Finding::ok("app", format!("{target} listens")),
         Err(error) => {
-            let next = format!("start your app, or give the address where it listens:  hookway doctor {}", 8080);
+            let next = "start your app, or give the address where it listens:  hookway doctor 8080";
             Finding::warn("app", format!("nothing answers on {target}: {error}"), next)
         }
     }

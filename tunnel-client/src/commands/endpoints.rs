@@ -43,8 +43,10 @@ fn list(options: &Options, output: Output) -> Result<ExitCode, Failure> {
         let (name, url) = (harmless::text(&endpoint.name, 63), harmless::text(&endpoint.url, 300));
         let (waiting, dead) = (endpoint.waiting, endpoint.dead_letters);
         output.line(&format!("{name:<24}  {clients:>7}  {waiting:>7}  {dead:>4}  {url}"));
+        let port = url.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
         for host in domains {
-            output.line(&format!("{:<24}  {:>7}  {:>7}  {:>4}  https://{}", "", "", "", "", harmless::text(host, 253)));
+            output.line(&format!("{:>50}https://{}{port}", "", harmless::text(host, 253)));
         }
     }
     if all.is_empty() {

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{Dialer, TRY_FOR, Transports, no_answer, roots, tls};
+use super::{ALONE, Dialer, TRY_FOR, Transports, no_answer, roots, tls};
 use crate::tunnel::{RelayAddress, Settings, session};
 
 /// How large packets can be is found out within this time, or not at all.
@@ -166,6 +166,15 @@ async fn tried(
         Transport::Quic => "QUIC",
         Transport::H2 => "HTTP/2 over TLS",
     };
+    if link.transport() == Transport::H2 && settings.transport == Transports::Auto {
+        // QUIC has the first word where it gets through.
+        let greeted_over_quic = async {
+            while greeted.lock().await.is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(ALONE, greeted_over_quic).await;
+    }
     let is_open = {
         let mut greeted = greeted.lock().await;
         if greeted.is_none() && !settings.token.is_empty() {
