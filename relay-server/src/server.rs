@@ -256,7 +256,7 @@ fn tell_where(lock: &File, addresses: &Addresses, responder: Option<&certs::Resp
     let all = [Some(addresses.https), addresses.http, addresses.admin, dns];
     let text: String = all.into_iter().flatten().map(|address| format!("{address}\n")).collect();
     let mut file = lock;
-    // It is for people only.
+    // Without it, a look tells less.
     let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
 }
 

@@ -3,14 +3,14 @@
 
 mod account;
 mod challenge;
+mod config;
+mod guard;
 mod http;
 mod order;
 mod renewal_info;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ use super::{CertsError, Expiry};
 use crate::shutdown::Shutdown;
 use crate::store::{CertificateRow, Store, StoreError};
 use challenge::Prover;
+pub use config::{Binding, Config, Proof};
+use guard::Guard;
 use http::Https;
 use order::{Failed, Ordered};
 
@@ -54,70 +56,6 @@ const QUICK: Duration = Duration::from_secs(30);
 const QUICK_AGAIN: Duration = Duration::from_secs(3600);
 /// Names that handshakes asked for and nobody has looked at yet.
 const MAX_ASKED: usize = 100;
-/// Orders in [`GUARD_WINDOW`] for single names that have no certificate, for all and for one owner: a CA has limits of its
-/// own.
-const MAX_ORDERS: usize = 80;
-const MAX_ORDERS_OF_ONE: usize = 20;
-const GUARD_WINDOW: Duration = Duration::from_secs(3600);
-
-/// Which CA, and how names are shown to be ours.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The CA's directory, an `https://` URL.
-    pub directory: String,
-    /// Whom the CA writes to.
-    pub email: Option<String>,
-    /// A root to trust for the CA's own HTTPS, instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// The account that the CA knows already.
-    pub binding: Option<Binding>,
-    /// How names are shown to be ours.
-    pub proof: Proof,
-    /// Whether the CA could look at port 80, too.
-    pub http: bool,
-}
-
-/// An account at the CA that the ACME account is bound to (RFC 8555 §7.3.4).
-#[derive(Clone)]
-pub struct Binding {
-    /// Its key's id.
-    pub kid: String,
-    /// Its MAC key.
-    pub key: Vec<u8>,
-}
-
-impl fmt::Debug for Binding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Binding").field("kid", &self.kid).finish_non_exhaustive()
-    }
-}
-
-/// How names are shown to be ours.
-#[derive(Clone, Debug)]
-pub enum Proof {
-    /// By TXT records that the relay serves here: one certificate for the domain and all names below it.
-    Own(SocketAddr),
-    /// By TXT records in the zone of another name server (RFC 2136).
-    Update {
-        /// Host and port.
-        server: String,
-        /// A key file of BIND's form.
-        key_file: PathBuf,
-        /// How long its secondaries may take.
-        wait: Duration,
-    },
-    /// By TXT records that a command makes.
-    Hook {
-        /// The command: it is given `set` or `unset`, the record's name and its value.
-        command: PathBuf,
-        /// How long name servers may take.
-        wait: Duration,
-    },
-    /// By plain HTTP: a certificate a name, when a handshake asks for it.
-    Http,
-    /// By TLS: the same.
-    TlsAlpn,
-}
 
 /// Orders, renews and keeps certificates.
 pub(crate) struct Acme {
@@ -139,8 +77,7 @@ pub(crate) struct Acme {
     owner_of: OwnerOf,
     /// Names that are wanted, and whether at once, whatever failed before.
     asked: Mutex<BTreeMap<String, bool>>,
-    /// The last orders for new names, and for whom.
-    orders: Mutex<Vec<(Timestamp, String)>>,
+    guard: Guard,
 }
 
 impl fmt::Debug for Acme {
@@ -235,7 +172,7 @@ impl Acme {
             besides: Mutex::default(),
             owner_of,
             asked: Mutex::default(),
-            orders: Mutex::default(),
+            guard: Guard::default(),
             config,
         };
         acme.reload().await?;
@@ -439,23 +376,16 @@ impl Acme {
         let now = Timestamp::now();
         let main = self.main_names();
         let rows = self.rows();
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.retain(|(at, _)| now.duration_since(*at).unsigned_abs() < GUARD_WINDOW);
+        let mut orders = self.guard.orders(now);
         let owner = |row: &Row| (self.owner_of)(&row.kept.names).unwrap_or_default();
         // Whose order failed, too: a CA counts those.
         let is_new = |row: &Row| row.kept.names != main && row.leaf.is_none();
-        let is_guarded = |row: &Row| {
-            if !is_new(row) {
-                return false;
-            }
-            let owner = owner(row);
-            orders.len() >= MAX_ORDERS || orders.iter().filter(|(_, of)| *of == owner).count() >= MAX_ORDERS_OF_ONE
-        };
-        let due = rows.values().filter(|row| row.kept.due <= now && !is_guarded(row));
+        let may = |row: &Row| !is_new(row) || orders.may_have_one(&owner(row));
+        let due = rows.values().filter(|row| row.kept.due <= now && may(row));
         // What is in force goes on, whatever else is wanted.
         let due = due.min_by_key(|row| (row.kept.names != main, row.leaf.is_none(), row.kept.due))?;
         if is_new(due) {
-            orders.push((now, owner(due)));
+            orders.note(now, owner(due));
         }
         Some(due.kept.names.clone())
     }

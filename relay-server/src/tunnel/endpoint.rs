@@ -276,7 +276,6 @@ impl Tunnel {
             futures_util::future::join_all(all).await;
             std::future::pending::<std::convert::Infallible>().await
         };
-        // The channel is short: what is not taken yet is looked at again later.
         let (tell, states) = mpsc::channel(1);
         let watch = self.domains.watch(&claims, domains, &tell);
         let end = tokio::select! {
