@@ -340,6 +340,10 @@ pub struct GoAway {
     /// When to connect again, in milliseconds from now.
     #[prost(uint32, tag = "1")]
     pub reconnect_after_ms: u32,
+    /// Another process has taken over at the same address, over TCP from now on: to be connected to at once, while this
+    /// session goes on until the relay ends it.
+    #[prost(bool, tag = "2")]
+    pub successor: bool,
 }
 
 /// An endpoint is no longer served by this session.

@@ -1,4 +1,10 @@
-//! The operator's side: health and metrics.
+//! The operator's side: health and metrics for whoever may reach the listener, the API for whoever has a token for
+//! it, and a page that shows what the API says.
+
+mod access;
+mod api;
+pub(crate) mod client;
+mod page;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +16,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hookway_protocol::host::Host;
+use jiff::Timestamp;
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::certs::{Certs, Expiry};
@@ -17,6 +25,8 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
+use crate::tunnel::{Registry, Tunnel, Urls};
+pub(crate) use access::Access;
 
 /// Where the operator looks.
 #[derive(Clone, Copy, Debug)]
@@ -39,18 +49,66 @@ pub(crate) struct Admin {
     pub(crate) queue: Arc<Queue>,
     pub(crate) certs: Arc<Certs>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) tunnel: Arc<Tunnel>,
+    pub(crate) urls: Urls,
+    pub(crate) domain: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) access: Access,
+}
+
+impl Admin {
+    /// The certificate that ends first.
+    fn certificate(&self) -> serde_json::Value {
+        match self.certs.expiry() {
+            Expiry::At { name, at, is_soon } => json!({"name": name, "not_after": at, "ends_soon": is_soon}),
+            Expiry::Missing { name, why } => json!({"name": name, "missing": why}),
+            Expiry::Unknown => serde_json::Value::Null,
+        }
+    }
+
+    /// Why the relay is not well, if it is not.
+    async fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Err(error) = self.store.version().await {
+            problems.push(format!("store: {error}"));
+        }
+        if self.queue.is_full() {
+            problems.push("disk: full, nothing is queued".to_owned());
+        }
+        match self.certs.expiry() {
+            Expiry::Missing { name, why } => problems.push(format!("certificate: none for {name} yet: {why}")),
+            Expiry::At { name, at, is_soon: true } => {
+                problems.push(format!("certificate: that for {name} ends at {at}"));
+            }
+            Expiry::At { .. } | Expiry::Unknown => {}
+        }
+        problems
+    }
 }
 
 /// Serves the admin listener until the relay stops.
 pub(crate) async fn run(listener: TcpListener, admin: Admin) {
-    let close = admin.shutdown.close.clone();
+    // With a successor, who asks is to get its answers.
+    let (close, shutdown) = (admin.shutdown.close.clone(), admin.shutdown.clone());
+    let over = async move {
+        shutdown.stop_accepting.cancelled().await;
+        if !shutdown.has_successor() {
+            close.cancelled().await;
+        }
+    };
+    let admin = Arc::new(admin);
     let router = Router::new()
+        .nest("/api", api::routes().layer(middleware::from_fn_with_state(admin.clone(), access::guard)))
+        .merge(page::routes())
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_text))
+        .fallback(access::nothing)
         .layer(middleware::from_fn(from_here))
-        .with_state(Arc::new(admin));
-    let served = axum::serve(listener, router).with_graceful_shutdown(close.cancelled_owned()).await;
+        .with_state(admin)
+        .into_make_service_with_connect_info::<SocketAddr>();
+    let served = axum::serve(listener, router).with_graceful_shutdown(over).await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin listener failed");
     }
@@ -73,28 +131,20 @@ async fn from_here(request: Request, next: Next) -> Response {
 
 /// 200 while the relay is well; 503 with the reasons when it is not.
 async fn health(State(admin): State<Arc<Admin>>) -> Response {
-    let mut reasons = Vec::new();
-    if let Err(error) = admin.store.version().await {
-        reasons.push(format!("store: {error}"));
-    }
-    if admin.queue.is_full() {
-        reasons.push("disk: full, nothing is queued".to_owned());
-    }
-    match admin.certs.expiry() {
-        Expiry::Missing { name, why } => reasons.push(format!("certificate: none for {name} yet: {why}")),
-        Expiry::At { name, at, is_soon: true } => reasons.push(format!("certificate: that for {name} ends at {at}")),
-        Expiry::At { .. } | Expiry::Unknown => {}
-    }
-    if reasons.is_empty() {
+    let problems = admin.problems().await;
+    if problems.is_empty() {
         return "ok\n".into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n").into_response()
 }
 
-/// 200 while the relay takes traffic; 503 when it is stopping.
+/// 200 while the relay takes traffic; 503 when it is stopping, or was told to drain.
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     if admin.shutdown.stop_accepting.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    if admin.shutdown.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
     health(State(admin)).await
 }

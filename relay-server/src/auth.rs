@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hookway_protocol::host::EndpointName;
 use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Secret scanners know a token by this.
 const PREFIX: &str = "hwt_";
@@ -53,6 +54,83 @@ impl FromStr for Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
+    }
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Clients: to connect, and to serve endpoints
+    #[default]
+    Client,
+    /// The admin API: to look at everything, and to change it
+    Admin,
+    /// The admin API: to look at everything
+    Read,
+}
+
+impl Scope {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Admin => "admin",
+            Self::Read => "read",
+        }
+    }
+}
+
+impl FromStr for Scope {
+    type Err = UnknownScope;
+
+    fn from_str(text: &str) -> Result<Self, UnknownScope> {
+        [Self::Client, Self::Admin, Self::Read].into_iter().find(|scope| scope.name() == text).ok_or(UnknownScope)
+    }
+}
+
+/// A token is for something that this version does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a token is for client, admin or read")]
+pub struct UnknownScope;
+
+/// Who a token is for: 1 to 64 letters, digits and `-_.@+`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenName(pub String);
+
+/// Names that a token may serve: an endpoint's name in which `*` stands for anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenPattern(pub String);
+
+impl FromStr for TokenName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b);
+        let fits = (1..=64).contains(&text.len()) && text.bytes().all(is_plain);
+        fits.then(|| Self(text.to_owned())).ok_or_else(|| "a name is 1 to 64 letters, digits and -_.@+".into())
+    }
+}
+
+impl FromStr for TokenPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-*".contains(&b);
+        let fits = (1..=63).contains(&text.len()) && text.bytes().all(is_plain);
+        let what = "a pattern is an endpoint name in which * stands for anything";
+        fits.then(|| Self(text.to_owned())).ok_or_else(|| what.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -119,11 +197,17 @@ impl Grant {
     }
 }
 
-/// Finds the grant of the token with this text, if it is valid now.
-pub(crate) fn check(rows: &[crate::store::TokenRow], token: &Token) -> Option<Grant> {
+/// The token with this text, if it is valid now.
+pub(crate) fn valid<'a>(rows: &'a [crate::store::TokenRow], token: &Token) -> Option<&'a crate::store::TokenRow> {
     let hash = token.hash();
     let row = rows.iter().find(|row| constant_time::verify_slices_are_equal(&row.hash, &hash).is_ok())?;
-    row.is_valid().then(|| Grant {
+    row.is_valid().then_some(row)
+}
+
+/// The grant of the client's token with this text, if it is valid now.
+pub(crate) fn check(rows: &[crate::store::TokenRow], token: &Token) -> Option<Grant> {
+    let row = valid(rows, token).filter(|row| row.scope == Scope::Client)?;
+    Some(Grant {
         token_id: row.id.clone(),
         owner: Owner::from(row.name.as_str()),
         expires_at: row.expires_at,

@@ -7,6 +7,7 @@ mod files;
 mod leaf;
 mod self_signed;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,19 @@ pub enum Config {
     },
     /// From a CA, by ACME.
     Acme(Box<acme::Config>),
+}
+
+impl Config {
+    /// Where questions about the relay's own zone are answered, if they are.
+    pub(crate) fn dns(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Acme(config) => match &config.proof {
+                acme::Proof::Own(address) => Some(*address),
+                _ => None,
+            },
+            Self::SelfSigned | Self::Files { .. } => None,
+        }
+    }
 }
 
 /// Why there is no certificate.
@@ -147,13 +161,14 @@ impl Certs {
         domain: &Host<'static>,
         store: Arc<dyn Store>,
         owner_of: acme::OwnerOf,
+        dns: Option<(std::net::UdpSocket, std::net::TcpListener)>,
     ) -> Result<(Arc<Self>, Option<Responder>), CertsError> {
         let mut responder = None;
         let certs = match config {
             Config::SelfSigned => Self::SelfSigned(Box::new(self_signed::SelfSigned::open(data_dir, domain)?)),
             Config::Files { cert, key } => Self::Files(files::Files::open(&cert, &key)?),
             Config::Acme(config) => {
-                let (acme, own) = acme::Acme::open(*config, domain, store, owner_of).await?;
+                let (acme, own) = acme::Acme::open(*config, domain, store, owner_of, dns).await?;
                 responder = own;
                 Self::Acme(acme)
             }
@@ -203,6 +218,14 @@ impl Certs {
     pub(crate) fn want(&self, host: &str, at_once: bool) {
         if let Self::Acme(acme) = self {
             acme.want(host, at_once);
+        }
+    }
+
+    /// Reads the certificate again, from wherever a configuration says.
+    pub(crate) fn reload(&self, config: &Config) -> Result<(), CertsError> {
+        match (self, config) {
+            (Self::Files(files), Config::Files { cert, key }) => files.read_from(cert, key),
+            _ => Ok(()),
         }
     }
 

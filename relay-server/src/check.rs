@@ -1,28 +1,21 @@
 //! Whether all is in place for a relay: `hookway-relay check`. Nothing is changed.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hookway_protocol::finding::Finding;
 use hookway_protocol::host::Host;
-use http::Request;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::certs;
 use crate::config::Config;
 use crate::resolver::{LookupError, Resolver};
+use crate::{admin, certs, lock};
 
 /// A relay that runs must answer within this time.
 const ANSWER_IN: Duration = Duration::from_secs(3);
-const MAX_ANSWER: usize = 64 << 10;
 /// The check of the port for DNS.
 const PORT_53: &str = "port 53";
 
@@ -68,13 +61,8 @@ impl Folder {
             let access = rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
             access.map(|()| path.is_dir())
         };
-        match File::open(path.join("relay.lock")) {
-            Ok(mut lock) if matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)) => {
-                let mut text = String::new();
-                // One of an earlier version says nothing.
-                let _ = lock.read_to_string(&mut text);
-                return Self::InUse(text.lines().filter_map(|line| line.parse().ok()).collect());
-            }
+        match lock::running(path) {
+            Ok(Some(relay)) => return Self::InUse(relay.addresses()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Self::Closed,
             _ => {}
         }
@@ -264,37 +252,14 @@ async fn reached(config: &Config, here: &BTreeSet<IpAddr>) -> Finding {
 /// What the relay that runs says of itself.
 async fn health(admin: SocketAddr) -> Finding {
     let check = "health";
-    let address = match admin.ip() {
-        ip if ip.is_unspecified() && ip.is_ipv4() => SocketAddr::from(([127, 0, 0, 1], admin.port())),
-        ip if ip.is_unspecified() => SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], admin.port())),
-        _ => admin,
-    };
-    let asked = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        let ask = Request::get("/health").header(http::header::HOST, address.to_string());
-        let ask = ask.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-        let answered = async {
-            let answer = sender.send_request(ask).await.map_err(|error| error.to_string())?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
-            Ok::<_, String>((status, String::from_utf8_lossy(&body.to_bytes()).trim().replace('\n', "; ")))
-        };
-        let (mut answered, mut connection) = (std::pin::pin!(answered), std::pin::pin!(connection));
-        tokio::select! {
-            biased;
-            answer = &mut answered => answer,
-            _ = &mut connection => answered.await,
+    match admin::client::get(admin, "/health").await {
+        Ok((status, _)) if status.is_success() => Finding::ok(check, format!("the relay at {admin} is well")),
+        Ok((_, reasons)) => {
+            let reasons = reasons.trim().replace('\n', "; ");
+            Finding::fail(check, reasons, "its log says more:  journalctl -u hookway-relay")
         }
-    };
-    match tokio::time::timeout(ANSWER_IN, asked).await.unwrap_or_else(|_| Err("no answer in time".into())) {
-        Ok((status, _)) if status.is_success() => Finding::ok(check, format!("the relay at {address} is well")),
-        Ok((_, reasons)) => Finding::fail(check, reasons, "its log says more:  journalctl -u hookway-relay"),
-        Err(why) => Finding::warn(
-            check,
-            format!("{address}: {why}"),
-            "check --admin: is it the setting of the relay that runs?",
-        ),
+        Err(why) => {
+            Finding::warn(check, format!("{admin}: {why}"), "check --admin: is it the setting of the relay that runs?")
+        }
     }
 }

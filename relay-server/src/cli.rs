@@ -3,19 +3,23 @@
 mod acme;
 mod init;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hookway_protocol::host::Host;
 use hookway_protocol::settings::{duration, size};
+use ipnet::IpNet;
 
 pub use acme::{AcmeArgs, AcmeChallenge};
 pub use init::InitArgs;
 
+use crate::access_log::Target;
+use crate::auth::{Scope, TokenName, TokenPattern};
 use crate::limits::Rate;
+use crate::protection::{PathPrefix, Source};
 
 /// Takes webhooks at public HTTPS names and carries them to the clients that serve those names.
 #[derive(Debug, Parser)]
@@ -61,6 +65,66 @@ pub enum Command {
         #[command(subcommand)]
         command: CertCommand,
     },
+    /// What the relay on this machine is doing; exits 1 when it is not well
+    Status {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Have the relay on this machine read its configuration and certificates again, as SIGHUP does
+    Reload {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Write all that survives a restart into one file, while the relay runs or not
+    Backup {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// The file to write
+        file: PathBuf,
+    },
+    /// Make a data folder of a backup
+    Restore {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// The backup
+        file: PathBuf,
+    },
+    /// Have the relay on this machine hand over to the program on disk, without a gap
+    ///
+    /// The new process gets the sockets and the store; the one before finishes what it has in flight, and ends. It takes
+    /// the flags of `run`, and reads the same file.
+    Upgrade {
+        /// The settings that the relay runs with.
+        #[command(flatten)]
+        run: Box<RunArgs>,
+        /// Only look whether this program can take over: version, configuration, store
+        #[arg(long)]
+        check: bool,
+    },
+    /// Who changed what, and what was refused: newest last
+    Audit {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// So many lines at most
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
+    /// Print a completion script
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Print the version
     Version,
 }
@@ -88,11 +152,14 @@ pub enum TokenCommand {
         #[command(flatten)]
         store: StoreArgs,
         /// Who it is for. Tokens of one name own the same endpoints
-        #[arg(long, value_parser = token_name)]
-        name: String,
+        #[arg(long)]
+        name: TokenName,
         /// Names it may serve, such as billing-*; any, if none is given
-        #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
-        endpoints: Vec<String>,
+        #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+        endpoints: Vec<TokenPattern>,
+        /// What it is for
+        #[arg(long, default_value = "client")]
+        scope: Scope,
         /// When it stops to be valid, from now: 90d
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         expires: Option<Duration>,
@@ -130,6 +197,17 @@ pub enum EndpointCommand {
         /// Its name
         name: String,
     },
+    /// Protect an endpoint, in place of what protects it now; without flags, show what does
+    Protect {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Its name
+        name: String,
+        /// What it is protected with.
+        #[command(flatten)]
+        protect: Box<ProtectArgs>,
+    },
     /// Take a name from its owner: an endpoint's, or a host name of a developer's own
     Release {
         /// Which store.
@@ -141,6 +219,32 @@ pub enum EndpointCommand {
         #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = duration)]
         hold: Duration,
     },
+}
+
+/// What an endpoint is protected with. No key of the configuration has one of these names: it would be its default.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ProtectArgs {
+    /// Take requests from there alone: an address, a network, or a provider such as github; may be repeated
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',', action = ArgAction::Append)]
+    pub allow_ip: Vec<Source>,
+    /// Take no requests from there; may be repeated
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',', action = ArgAction::Append)]
+    pub deny_ip: Vec<Source>,
+    /// Take requests at this path and below it alone; may be repeated
+    #[arg(long, value_name = "PATH", action = ArgAction::Append)]
+    pub allow_path: Vec<PathPrefix>,
+    /// Want a name and a password: the environment variable that holds NAME:PASSWORD; may be repeated
+    #[arg(long, value_name = "VARIABLE", action = ArgAction::Append)]
+    pub basic_auth: Vec<String>,
+    /// Take so many requests a second
+    #[arg(long, value_name = "RATE")]
+    pub limit_rate: Option<Rate>,
+    /// Take bodies of so many bytes
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub limit_body: Option<u64>,
+    /// Protect it with nothing
+    #[arg(long, conflicts_with_all = ["allow_ip", "deny_ip", "allow_path", "basic_auth", "limit_rate", "limit_body"])]
+    pub none: bool,
 }
 
 /// What to do with certificates.
@@ -215,6 +319,19 @@ pub enum Tls {
     Acme,
 }
 
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog(pub Option<Target>);
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people
+    Text,
+    /// An object a line
+    Json,
+}
+
 /// An address, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen(pub Option<SocketAddr>);
@@ -253,6 +370,24 @@ pub struct RunArgs {
     /// The HTTPS port that senders see, when it is another
     #[arg(long, value_name = "PORT", env = "HOOKWAY_RELAY_PUBLIC_PORT")]
     pub(crate) public_port: Option<u16>,
+    /// Proxies and load balancers that are believed when they say whose request they pass on; may be repeated
+    #[arg(long, value_name = "CIDR", env = "HOOKWAY_RELAY_TRUSTED_PROXY", value_delimiter = ',', value_parser = network, action = ArgAction::Append)]
+    pub(crate) trusted_proxy: Vec<IpNet>,
+    /// Connections of trusted proxies begin with a header of the PROXY protocol, version 2
+    #[arg(long, env = "HOOKWAY_RELAY_PROXY_PROTOCOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) proxy_protocol: bool,
+    /// Who may not send to any endpoint: an address, a network or a provider; may be repeated
+    #[arg(long, value_name = "SOURCE", env = "HOOKWAY_RELAY_DENY", value_delimiter = ',', action = ArgAction::Append)]
+    pub(crate) deny: Vec<Source>,
+    /// Whom to write to about abuse: a mail address or a URL, shown to browsers where no endpoint is
+    #[arg(long, value_name = "MAIL|URL", env = "HOOKWAY_RELAY_ABUSE_CONTACT", value_parser = contact)]
+    pub(crate) abuse_contact: Option<String>,
+    /// Pass no web pages of apps back: their senders get the status alone
+    #[arg(long, env = "HOOKWAY_RELAY_WEBHOOKS_ONLY", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) webhooks_only: bool,
+    /// Let search engines keep apps' pages
+    #[arg(long, env = "HOOKWAY_RELAY_ALLOW_INDEXING", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) allow_indexing: bool,
     /// Where certificates come from
     #[arg(long, env = "HOOKWAY_RELAY_TLS", default_value = "self-signed")]
     pub(crate) tls: Tls,
@@ -273,6 +408,12 @@ pub struct RunArgs {
     /// What is logged, such as info or hookway_relay=debug
     #[arg(long, value_name = "FILTER", env = "HOOKWAY_RELAY_LOG", default_value = "info")]
     pub log: String,
+    /// How it is written
+    #[arg(long, value_name = "FORMAT", env = "HOOKWAY_RELAY_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Write a line of JSON for each request: a file, - for standard output, or off
+    #[arg(long, value_name = "FILE", env = "HOOKWAY_RELAY_ACCESS_LOG", default_value = "off", value_parser = access_log)]
+    pub(crate) access_log: AccessLog,
 
     /// Bytes of a request's head, at most 64KiB
     #[arg(long, value_name = "SIZE", env = "HOOKWAY_RELAY_MAX_HEAD", default_value = "64KiB", value_parser = head_size, help_heading = "Limits")]
@@ -427,6 +568,18 @@ impl RunArgs {
     pub const fn json(&self) -> bool {
         self.store.json
     }
+
+    /// Which store.
+    #[must_use]
+    pub const fn store(&self) -> &StoreArgs {
+        &self.store
+    }
+
+    /// Where the relay keeps what survives a restart.
+    #[must_use]
+    pub fn data_dir(&self) -> &std::path::Path {
+        &self.store.data_dir
+    }
 }
 
 fn host(text: &str) -> Result<Host<'static>, String> {
@@ -440,19 +593,31 @@ fn head_size(text: &str) -> Result<u64, String> {
     fits.then_some(bytes).ok_or_else(|| "at most 64KiB: no more fits in a head on the link".into())
 }
 
+/// A network, or a single address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let one = || text.parse::<IpAddr>().ok().map(|ip| IpNet::from(ip.to_canonical()));
+    let net = text.parse::<IpNet>().ok().or_else(one);
+    net.map(|net| net.trunc()).ok_or_else(|| "a network is one such as 10.0.0.0/8, or an address".into())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap wants it so")]
+fn access_log(text: &str) -> Result<AccessLog, String> {
+    Ok(AccessLog(match text {
+        "off" => None,
+        "-" => Some(Target::Stdout),
+        path => Some(Target::File(path.into())),
+    }))
+}
+
+fn contact(text: &str) -> Result<String, String> {
+    let is_plain = !text.contains(|c: char| c.is_control() || c.is_whitespace() || "<>\"'".contains(c));
+    let is_url = text.starts_with("https://") || text.starts_with("http://");
+    let is_mail = text.split_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty());
+    let fits = is_plain && (is_url || is_mail);
+    fits.then(|| text.to_owned()).ok_or_else(|| "a contact is abuse@example.com or https://example.com/abuse".into())
+}
+
 fn percent(text: &str) -> Result<u8, String> {
     let number = text.strip_suffix('%').unwrap_or(text).parse::<u8>().ok().filter(|number| *number < 100);
     number.ok_or_else(|| "a part of the disk is 0% to 99%".into())
-}
-
-fn token_name(text: &str) -> Result<String, String> {
-    let fits =
-        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b));
-    fits.then(|| text.to_owned()).ok_or_else(|| "a name is 1 to 64 letters, digits and -_.@+".into())
-}
-
-fn pattern(text: &str) -> Result<String, String> {
-    let fits = (1..=63).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-*".contains(&b));
-    fits.then(|| text.to_owned()).ok_or_else(|| "a pattern is an endpoint name in which * stands for anything".into())
 }

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::CommandFactory;
 use hookway_protocol::host::Host;
-use hookway_relay::cli::{EndpointCommand, RunArgs, StoreArgs, TokenCommand};
+use hookway_relay::Scope;
+use hookway_relay::cli::{Cli, EndpointCommand, ProtectArgs, StoreArgs, TokenCommand};
 use hookway_relay::config::ConfigError;
-use hookway_relay::store::{self, DomainRow, EndpointRow, ListenerRow, Store, TokenRow};
-use hookway_relay::{BindError, CertsError, Server};
+use hookway_relay::protection::{Protection, Shown, User};
+use hookway_relay::store::{self, By, DomainRow, EndpointRow, ListenerRow, Store, TokenRow, Via};
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// A line of result on stdout. Nobody reads any more: there is nobody to tell.
 macro_rules! say {
@@ -24,13 +25,21 @@ macro_rules! tell {
     ($($text:tt)*) => { drop(writeln!(std::io::stderr().lock(), $($text)*)) };
 }
 
+mod backup;
 mod cert;
+mod operate;
 mod queue;
+mod run;
 mod setup;
+mod upgrade;
 
+pub(crate) use backup::{backup, restore};
 pub(crate) use cert::cert;
+pub(crate) use operate::{audit, reload, status};
 pub(crate) use queue::queue;
+pub(crate) use run::run;
 pub(crate) use setup::{check, init};
+pub(crate) use upgrade::upgrade;
 
 /// Prints an error with its causes.
 pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
@@ -50,95 +59,19 @@ pub(crate) fn version() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs the relay until a signal stops it.
-pub(crate) fn run(args: &RunArgs) -> ExitCode {
-    let filter = match tracing_subscriber::EnvFilter::try_new(&args.log) {
-        Ok(filter) => filter,
-        Err(error) => return fail(&anyhow::Error::new(error).context("--log is no filter"), 2),
-    };
-    // A name server's nonsense is not the operator's concern: a line for each would be a stranger's way into the log.
-    let quiet = (!args.log.contains("hickory")).then(|| "hickory_net=error".parse().expect("a directive"));
-    let filter = quiet.into_iter().fold(filter, tracing_subscriber::EnvFilter::add_directive);
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
-    let config = match args.config() {
-        Ok(config) => config,
-        Err(error) => return fail(&error.into(), 7),
-    };
-    let domain = config.domain.to_string();
-    let serve = async {
-        let mut stop = Stop::new()?;
-        let server = Server::bind(config).await.map_err(with_next_step)?;
-        announce(&server, &domain, args.json());
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        stop.wait().await;
-        tracing::info!("stopping: finishing what is in flight");
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let finished = tokio::select! {
-            finished = server.shutdown() => finished,
-            () = stop.wait() => return Ok(ExitCode::from(130)),
-        };
-        if !finished {
-            tracing::warn!("the grace period is over: some requests were cut");
-        }
-        Ok(ExitCode::SUCCESS)
-    };
-    block_on(serve).unwrap_or_else(|error| fail(&error, 1))
+pub(crate) fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "hookway-relay", &mut script);
+    drop(std::io::stdout().write_all(&script));
+    ExitCode::SUCCESS
 }
 
-fn announce(server: &Server, domain: &str, json: bool) {
-    let addresses = server.addresses();
-    let absolute = |path: &std::path::PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let ca = server.ca().map(|path| absolute(path).display().to_string());
-    if json {
-        let text = |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string());
-        let (http, admin) = (text(addresses.http), text(addresses.admin));
-        let https = addresses.https.to_string();
-        let mut line = json!({"event": "ready", "domain": domain, "https": https, "http": http, "admin": admin});
-        if let Some(ca) = ca {
-            line["ca"] = ca.into();
-        }
-        say!("{line}");
-        return;
+/// Writes a manual page a command.
+pub(crate) fn manual(folder: &std::path::Path) -> ExitCode {
+    match clap_mangen::generate_to(Cli::command(), folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&anyhow::Error::new(error).context("the manual pages cannot be written"), 1),
     }
-    say!("hookway-relay {}   ready", env!("CARGO_PKG_VERSION"));
-    say!("  Endpoints  https://NAME.{domain}   (listening on {}, TCP and UDP)", addresses.https);
-    if let Some(admin) = addresses.admin {
-        say!("  Admin      http://{admin}/health  /metrics");
-    }
-    if let Some(ca) = ca {
-        say!("  CA         {ca}   (give it to clients:  hookway --relay-ca FILE)");
-    }
-}
-
-fn with_next_step(error: BindError) -> anyhow::Error {
-    let next = match &error {
-        BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need a right:  setcap cap_net_bind_service=+ep hookway-relay"
-        }
-        BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            "stop what listens there, or choose another port with --https, --http or --admin"
-        }
-        BindError::Listen { .. } => "give an address of this machine with --https, --http or --admin",
-        BindError::InUse(_) => "stop the other one, or give this one a folder of its own with --data-dir",
-        BindError::Store(_) => "check that --data-dir can be written",
-        BindError::Certs(CertsError::Ca { path, key, .. }) => {
-            &format!("keep the --domain, or let the relay make another CA, for its clients too:  rm {path} {key}")
-        }
-        BindError::Certs(CertsError::Dns { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need a right:  setcap cap_net_bind_service=+ep hookway-relay"
-        }
-        BindError::Certs(CertsError::Dns { .. }) => {
-            "give the address that _acme-challenge.DOMAIN is delegated to with --dns, such as 203.0.113.5:53"
-        }
-        BindError::Certs(CertsError::KeyFile(_)) => "make one:  tsig-keygen -a hmac-sha256 hookway > FILE",
-        BindError::Certs(CertsError::Roots(_)) => "install the system's CA certificates, or name a root with --acme-ca",
-        BindError::Certs(CertsError::NoZone(_)) => "use a domain of letters, digits and hyphens",
-        BindError::Certs(_) => "check --tls-cert, --tls-key and --acme-ca, or use --tls self-signed",
-    };
-    let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
-    let cause = if causes.len() > 1 { format!("\n  cause: {}", causes[1..].join(": ")) } else { String::new() };
-    anyhow::anyhow!("{}{cause}\n  next:  {next}", causes[0])
 }
 
 pub(crate) fn on_store(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
@@ -153,9 +86,11 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 
 pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
     match command {
-        TokenCommand::Create { store, name, endpoints, expires } => {
+        TokenCommand::Create { store, name, endpoints, scope, expires } => {
             let expires_at = expires.map(|after| Timestamp::now().checked_add(after)).transpose()?;
-            let new = store::open(&store.data_dir)?.create_token(&name, endpoints, expires_at).await?;
+            let opened = store::open(&store.data_dir)?.acting(this_account());
+            let endpoints = endpoints.into_iter().map(|pattern| pattern.0).collect();
+            let new = opened.create_scoped_token(&name.0, scope, endpoints, expires_at).await?;
             let secret = new.token.reveal();
             if store.json {
                 let mut line = serde_json::to_value(&new.row)?;
@@ -163,15 +98,33 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
                 say!("{line}");
             } else {
                 say!("{secret}");
-                tell!("This is the only time it is shown. On the developer's machine:");
+                tell!(
+                    "This is the only time it is shown. {}",
+                    match scope {
+                        Scope::Client => "On the developer's machine:",
+                        Scope::Admin | Scope::Read => "For the admin API:",
+                    }
+                );
                 let relay = store.config.as_deref().and_then(hookway_relay::config::domain_in);
-                tell!("  hookway login {}      (it asks for the token)", relay.as_deref().unwrap_or("RELAY"));
+                match scope {
+                    Scope::Client => {
+                        tell!("  hookway login {}      (it asks for the token)", relay.as_deref().unwrap_or("RELAY"));
+                    }
+                    Scope::Admin | Scope::Read => {
+                        tell!("  curl -H 'Authorization: Bearer TOKEN' http://127.0.0.1:9480/api/status");
+                    }
+                }
             }
         }
         TokenCommand::List { store } => {
             let tokens = open(&store)?.tokens().await?;
             print_rows(&tokens, store.json, "ID                NAME              STATE      ENDPOINTS", |token| {
-                let names = if token.endpoints.is_empty() { "any".into() } else { token.endpoints.join(" ") };
+                let names = match token.scope {
+                    Scope::Client if token.endpoints.is_empty() => "any".into(),
+                    Scope::Client => token.endpoints.join(" "),
+                    Scope::Admin => "none: admin API, may change things".into(),
+                    Scope::Read => "none: admin API, may look".into(),
+                };
                 format!("{:<16}  {:<16}  {:<9}  {names}", token.id, token.name, state(token))
             })?;
         }
@@ -208,6 +161,22 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
             domains.retain(|domain| domain.endpoint == row.id);
             print_endpoint(row, &domains, &listeners, store.json)?;
         }
+        EndpointCommand::Protect { store, name, protect } => {
+            let (opened, parsed) =
+                (open(&store)?, name.parse().with_context(|| format!("`{name}` is no endpoint name"))?);
+            if let Some(protection) = protection(&protect)?
+                && !opened.put_protection(&parsed, protection).await?
+            {
+                return Err(unknown(&name));
+            }
+            let row = opened.endpoints().await?.into_iter().find(|row| row.name == name);
+            let row = row.ok_or_else(|| unknown(&name))?;
+            if store.json {
+                say!("{}", json!({"endpoint": name, "protection": Shown(&row.protection)}));
+            } else {
+                say!("{name}: {}", row.protection);
+            }
+        }
         EndpointCommand::Release { store, name, hold } if !name.contains('.') => {
             let parsed = name.parse().with_context(|| format!("`{name}` is no endpoint name"))?;
             let now = Timestamp::now();
@@ -239,6 +208,25 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the flags ask for, if they ask for anything.
+fn protection(args: &ProtectArgs) -> anyhow::Result<Option<Protection>> {
+    let user = |variable: &String| {
+        let text =
+            std::env::var(variable).with_context(|| format!("the environment variable {variable} is not set"))?;
+        User::new(&text).with_context(|| format!("{variable} holds no name and password"))
+    };
+    let protection = Protection {
+        allow: args.allow_ip.clone(),
+        deny: args.deny_ip.clone(),
+        users: args.basic_auth.iter().map(user).collect::<anyhow::Result<_>>()?,
+        paths: args.allow_path.clone(),
+        rate: args.limit_rate,
+        max_body: args.limit_body,
+    };
+    protection.check()?;
+    Ok((args.none || !protection.is_none()).then_some(protection))
 }
 
 fn print_endpoints(rows: &[EndpointRow], json: bool) -> anyhow::Result<()> {
@@ -305,24 +293,13 @@ fn open(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
          folder or its configuration:  --data-dir DIR, or --config FILE",
         folder.display()
     );
-    Ok(store::open(folder)?)
+    Ok(store::open(folder)?.acting(this_account()))
 }
 
-/// Ctrl-C or a service manager's SIGTERM.
-struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
+/// Who runs this, for the audit log.
+fn this_account() -> By {
+    let uid = rustix::process::getuid().as_raw();
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let name = name.filter(|name| !name.is_empty() && name.len() <= 64 && !name.contains(char::is_control));
+    By::new(&name.map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})")), Via::Cli)
 }

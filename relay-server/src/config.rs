@@ -211,6 +211,13 @@ impl RunArgs {
                 });
             }
         };
+        if self.proxy_protocol && self.trusted_proxy.is_empty() {
+            return Err(ConfigError::Missing {
+                what: "--proxy-protocol trusts nobody",
+                cause: Reason("anybody could say that a connection is somebody else's"),
+                next: "name the load balancers with --trusted-proxy CIDR",
+            });
+        }
         Ok(Config {
             domain,
             data_dir: self.store.data_dir.clone(),
@@ -234,6 +241,13 @@ impl RunArgs {
                 max_streams: self.max_streams,
                 max_connections: self.max_connections,
                 max_connections_per_ip: self.max_connections_per_ip,
+                trusted_proxy: self.trusted_proxy.clone(),
+                proxy_protocol: self.proxy_protocol,
+                deny: self.deny.clone(),
+                abuse_contact: self.abuse_contact.clone(),
+                webhooks_only: self.webhooks_only,
+                allow_indexing: self.allow_indexing,
+                access_log: self.access_log.0.clone(),
             },
             tunnel: tunnel::Config {
                 handshake_timeout: self.handshake_timeout,
@@ -433,6 +447,7 @@ mod tests {
             run(&[], &uncommented).expect("what is commented out is good, too").config().expect("a config");
         // Their defaults are no values to write down.
         assert_eq!(all_set.public.public_port.take(), Some(443));
+        assert!(all_set.public.abuse_contact.take().is_some());
         assert!(all_set.tunnel.resolver.take().is_some());
         let shown =
             |config: &Config| format!("{:?} {:?} {:?} {:?}", config.public, config.tunnel, config.limits, config.queue);

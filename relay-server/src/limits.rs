@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
@@ -41,6 +42,11 @@ impl Default for Config {
 pub struct Rate(Option<NonZeroU32>);
 
 impl Rate {
+    /// The lower of two.
+    pub(crate) fn min(self, other: Self) -> Self {
+        Self(self.0.into_iter().chain(other.0).min())
+    }
+
     /// No limit.
     pub const OFF: Self = Self(None);
 
@@ -58,8 +64,22 @@ impl FromStr for Rate {
         if text == "off" {
             return Ok(Self::OFF);
         }
-        let count = text.strip_suffix("/s").unwrap_or(text).parse::<NonZeroU32>();
-        count.map(|count| Self(Some(count))).map_err(|_| "a rate is a number and /s, such as 100/s, or off".into())
+        let count = text.strip_suffix("/s").unwrap_or(text);
+        let count = if count.starts_with('+') { None } else { count.parse::<NonZeroU32>().ok() };
+        let what = "a rate is a number and /s, such as 100/s, or off";
+        count.map(|count| Self(Some(count))).ok_or_else(|| what.into())
+    }
+}
+
+impl serde::Serialize for Rate {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Rate {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <String as serde::Deserialize>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -75,7 +95,7 @@ impl std::fmt::Display for Rate {
 /// Lets deliveries in: so many a second, so many at once.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    rate: Option<DefaultDirectRateLimiter>,
+    rate: ArcSwap<(Rate, Option<DefaultDirectRateLimiter>)>,
     in_flight: Arc<Counter>,
 }
 
@@ -90,17 +110,49 @@ pub(crate) enum Refusal {
 
 impl Gate {
     pub(crate) fn new(rate: Rate, max_concurrent: usize) -> Self {
-        let rate = rate.0.map(|count| RateLimiter::direct(Quota::per_second(count)));
-        Self { rate, in_flight: Arc::new(Counter { used: AtomicUsize::new(0), most: max_concurrent }) }
+        Self { rate: ArcSwap::from_pointee(limiter(rate)), in_flight: Arc::new(Counter::new(max_concurrent)) }
+    }
+
+    /// Lets in as many from now on.
+    pub(crate) fn set(&self, rate: Rate, max_concurrent: usize) {
+        self.in_flight.most.set(max_concurrent);
+        // Who is over an unchanged rate stays over it.
+        if self.rate.load().0 != rate {
+            self.rate.store(Arc::new(limiter(rate)));
+        }
     }
 
     /// A place for one delivery, held until the guard is dropped.
     pub(crate) fn enter(&self) -> Result<Place, Refusal> {
         let place = self.in_flight.take(1).ok_or(Refusal::Concurrency)?;
-        match self.rate.as_ref().map(RateLimiter::check) {
+        match self.rate.load().1.as_ref().map(RateLimiter::check) {
             Some(Err(wait)) => Err(Refusal::Rate(wait.wait_time_from(DefaultClock::default().now()))),
             _ => Ok(place),
         }
+    }
+}
+
+fn limiter(rate: Rate) -> (Rate, Option<DefaultDirectRateLimiter>) {
+    (rate, rate.0.map(|count| RateLimiter::direct(Quota::per_second(count))))
+}
+
+/// A number that may be changed while it is in force, for all that have it.
+#[derive(Clone, Debug)]
+pub(crate) struct Limit(Arc<AtomicUsize>);
+
+impl Limit {
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, most: usize) {
+        self.0.store(most, Ordering::Relaxed);
+    }
+}
+
+impl From<usize> for Limit {
+    fn from(most: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(most)))
     }
 }
 
@@ -120,17 +172,17 @@ impl Pass {
 #[derive(Debug)]
 pub(crate) struct Counter {
     used: AtomicUsize,
-    most: usize,
+    pub(crate) most: Limit,
 }
 
 impl Counter {
-    pub(crate) const fn new(most: usize) -> Self {
-        Self { used: AtomicUsize::new(0), most }
+    pub(crate) fn new(most: impl Into<Limit>) -> Self {
+        Self { used: AtomicUsize::new(0), most: most.into() }
     }
 
     /// Takes `count` places, or none.
     pub(crate) fn take(self: &Arc<Self>, count: usize) -> Option<Place> {
-        let more = |used: usize| (count <= self.most.saturating_sub(used)).then(|| used + count);
+        let more = |used: usize| (count <= self.most.get().saturating_sub(used)).then(|| used + count);
         let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
         taken.is_ok().then(|| Place { of: self.clone(), count })
     }
@@ -146,7 +198,7 @@ impl Counter {
     }
 
     pub(crate) fn left(&self) -> usize {
-        self.most.saturating_sub(self.used())
+        self.most.get().saturating_sub(self.used())
     }
 }
 
@@ -174,12 +226,12 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(crate) struct PerAddress {
     counters: Mutex<HashMap<Address, Weak<Counter>>>,
-    most: usize,
+    pub(crate) most: Limit,
 }
 
 impl PerAddress {
     pub(crate) fn new(most: usize) -> Self {
-        Self { counters: Mutex::default(), most }
+        Self { counters: Mutex::default(), most: most.into() }
     }
 
     /// The counter of an address: the same one as long as anybody holds it, or places of it.
@@ -191,7 +243,7 @@ impl PerAddress {
             if counters.len().is_power_of_two() {
                 counters.retain(|_, counter| counter.strong_count() > 0);
             }
-            let counter = Arc::new(Counter::new(self.most));
+            let counter = Arc::new(Counter::new(self.most.clone()));
             counters.insert(address, Arc::downgrade(&counter));
             counter
         })
@@ -206,16 +258,25 @@ pub(crate) type Room = Vec<[Place; 2]>;
 pub(crate) struct Memory {
     all: Arc<Counter>,
     of_each: PerAddress,
+    /// Of those that stand for many addresses.
+    of_many: Arc<Counter>,
 }
 
 impl Memory {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { all: Arc::new(Counter::new(bytes)), of_each: PerAddress::new(bytes / 4) }
+        let of_many = Arc::new(Counter::new(usize::MAX));
+        Self { all: Arc::new(Counter::new(bytes)), of_each: PerAddress::new(bytes / 4), of_many }
     }
 
-    /// The share of an address: looked up once, not for every piece of a body.
-    pub(crate) fn share(&self, ip: IpAddr) -> Share {
-        Share { all: self.all.clone(), own: self.of_each.of(ip) }
+    /// So many bytes from now on.
+    pub(crate) fn set(&self, bytes: usize) {
+        self.all.most.set(bytes);
+        self.of_each.most.set(bytes / 4);
+    }
+
+    /// The share of an address: looked up once, not for every piece of a body. `None`: many are behind it.
+    pub(crate) fn share(&self, ip: Option<IpAddr>) -> Share {
+        Share { all: self.all.clone(), own: ip.map_or_else(|| self.of_many.clone(), |ip| self.of_each.of(ip)) }
     }
 }
 
@@ -229,7 +290,7 @@ pub(crate) struct Share {
 impl Share {
     /// The same while more than half is free: for what may be needed, where others are in need.
     pub(crate) fn take_spare(&self, bytes: usize) -> Option<[Place; 2]> {
-        (self.all.used() < self.all.most / 2).then(|| self.take(bytes))?
+        (self.all.used() < self.all.most.get() / 2).then(|| self.take(bytes))?
     }
 
     /// Room for so many bytes, if there is some; given back on drop.
@@ -307,7 +368,8 @@ mod tests {
 
     #[test]
     fn a_gate_has_a_rate_and_says_when_to_come_again() {
-        let gate = Gate::new(Rate::per_second(3), 100);
+        let gate = Gate::new(Rate::OFF, 1);
+        gate.set(Rate::per_second(3), 100);
         let let_in = (0..10).filter(|_| gate.enter().is_ok()).count();
         assert_eq!(let_in, 3);
         assert!(matches!(gate.enter(), Err(Refusal::Rate(wait)) if wait <= Duration::from_secs(1)));
@@ -335,20 +397,20 @@ mod tests {
     fn room_for_bodies_is_bounded_for_all_and_for_each() {
         let memory = Memory::new(100);
         let [one, other]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().expect("an address"));
-        let (first, second) = (memory.share(one), memory.share(one));
+        let (first, second) = (memory.share(Some(one)), memory.share(Some(one)));
         let held: Vec<_> = (0..5).map_while(|_| first.take(10)).collect();
         assert_eq!(held.len(), 2, "a quarter for one address");
         assert!(second.take(10).is_none(), "on all its connections");
-        assert!(memory.share(other).take(25).is_some(), "another has its own");
-        assert!(memory.share(other).take(usize::MAX).is_none());
+        assert!(memory.share(Some(other)).take(25).is_some(), "another has its own");
+        assert!(memory.share(Some(other)).take(usize::MAX).is_none());
         drop(held);
         assert_eq!(memory.all.used(), 0, "what was refused holds nothing");
-        let shares: Vec<_> = (0..=4).map(|n| memory.share(IpAddr::from([198, 51, 100, n]))).collect();
+        let shares: Vec<_> = (0..=4).map(|n| memory.share(Some(IpAddr::from([198, 51, 100, n])))).collect();
         let filled: Vec<_> = shares.iter().filter_map(|share| share.take(25)).collect();
         assert_eq!(filled.len(), 4, "a hundred for all");
         drop((first, second, filled, shares));
         for n in 0..100 {
-            let _ = memory.share(IpAddr::from([203, 0, 113, n]));
+            let _ = memory.share(Some(IpAddr::from([203, 0, 113, n])));
         }
         assert!(memory.of_each.counters.lock().expect("unpoisoned").len() <= 8, "who is gone is forgotten");
     }
@@ -371,10 +433,26 @@ mod tests {
     }
 
     #[test]
+    fn limits_change_while_they_are_in_force() {
+        let addresses = PerAddress::new(1);
+        let one = addresses.of([192, 0, 2, 1].into());
+        let _held = one.take(1).expect("a place");
+        assert!(one.take(1).is_none());
+        addresses.most.set(2);
+        let _second = one.take(1).expect("one more");
+        addresses.most.set(1);
+        assert!(one.take(1).is_none(), "over the limit now, and no more is let in");
+        assert_eq!(Rate::OFF.min(Rate::per_second(5)), Rate::per_second(5));
+        assert_eq!(Rate::per_second(2).min(Rate::per_second(5)), Rate::per_second(2));
+        assert_eq!(Rate::OFF.min(Rate::OFF), Rate::OFF);
+    }
+
+    #[test]
     fn rates() {
         assert_eq!("5/s".parse(), Ok(Rate::per_second(5)));
         assert_eq!("off".parse(), Ok(Rate::OFF));
         assert!("0/s".parse::<Rate>().is_err());
         assert!("-1".parse::<Rate>().is_err());
+        assert!("+1/s".parse::<Rate>().is_err());
     }
 }

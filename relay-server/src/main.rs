@@ -26,6 +26,14 @@ fn main() -> ExitCode {
         Command::Endpoint { command } => commands::on_store(commands::endpoint(command)),
         Command::Queue { command } => commands::on_store(commands::queue(command)),
         Command::Cert { command } => commands::on_store(commands::cert(command)),
+        Command::Status { store } => commands::on_store(commands::status(store)),
+        Command::Reload { store } => commands::on_store(commands::reload(store)),
+        Command::Backup { store, file } => commands::on_store(commands::backup(store, &file)),
+        Command::Restore { store, file } => commands::on_store(commands::restore(store, &file)),
+        Command::Upgrade { run, check } => commands::upgrade(&run, check),
+        Command::Audit { store, limit } => commands::on_store(commands::audit(store, limit)),
+        Command::Completions { shell } => commands::completions(shell),
+        Command::Manual { folder } => commands::manual(&folder),
         Command::Version => commands::version(),
     }
 }

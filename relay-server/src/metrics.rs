@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     /// In seconds since 1970.
     pub(crate) certificate_expiry: Gauge,
     pub(crate) handed_over: Family<Outcome, Counter>,
+    pub(crate) admin_refused: Family<Reason, Counter>,
+    pub(crate) access_log_dropped: Counter,
     queue: QueueGauges,
 }
 
@@ -93,6 +95,8 @@ impl Metrics {
             queued: Counter::default(),
             certificate_expiry: Gauge::default(),
             handed_over: Family::default(),
+            admin_refused: Family::default(),
+            access_log_dropped: Counter::default(),
             queue: QueueGauges::default(),
             registry: Registry::default(),
         };
@@ -127,6 +131,10 @@ impl Metrics {
         registry.register("queued", "Deliveries put into the queue", metrics.queued.clone());
         let help = "Deliveries of the queue handed to a client, by what came of it";
         registry.register("queue_handed_over", help, metrics.handed_over.clone());
+        let help = "Requests to the admin API that were refused, by reason";
+        registry.register("admin_refused", help, metrics.admin_refused.clone());
+        let help = "Lines of the access log that could not be written in time";
+        registry.register("access_log_dropped", help, metrics.access_log_dropped.clone());
         registry.register("queue_depth", "Deliveries that wait in the queue", metrics.queue.depth.clone());
         let (unit, help) = (Unit::Bytes, "Bytes of deliveries that wait in the queue");
         registry.register_with_unit("queue", help, unit, metrics.queue.bytes.clone());

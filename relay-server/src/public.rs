@@ -4,16 +4,19 @@ mod answer;
 mod handler;
 mod inbound;
 mod linger;
+mod origin;
 mod paced;
+mod proxy_protocol;
 mod sender;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::link::ALPN_H2;
 use http::Request;
@@ -21,6 +24,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -28,13 +32,19 @@ use tokio_rustls::TlsAcceptor;
 pub(crate) use handler::Handler;
 pub(crate) use inbound::{Inbound, InboundError};
 
+use proxy_protocol::HeaderError;
 use sender::{Answering, Busy, Sender, Senders};
 
+use crate::access_log;
 use crate::certs::ALPN_CHALLENGE;
-use crate::limits::{Counter, Memory, PerAddress};
+use crate::limits::{Counter, Memory, PerAddress, Place};
 use crate::metrics::{self, Metrics, Up};
+use crate::protection::Source;
 use crate::shutdown::Shutdown;
 use crate::tunnel::Tunnel;
+
+/// A connection that begins when the relay stops may take so long for it.
+const FINISHED_IN: Duration = Duration::from_secs(2);
 
 /// How senders are taken.
 #[derive(Clone, Debug)]
@@ -72,6 +82,20 @@ pub struct Config {
     pub max_connections: usize,
     /// Connections of one address.
     pub max_connections_per_ip: usize,
+    /// Proxies that are believed when they say whose request they pass on.
+    pub trusted_proxy: Vec<IpNet>,
+    /// Their connections begin with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
+    /// Who may not send to any endpoint.
+    pub deny: Vec<Source>,
+    /// Whom people write to who are harassed by an endpoint: a mail address or a URL.
+    pub abuse_contact: Option<String>,
+    /// Web pages of apps are not passed back: nobody can put a false login page on the relay's domain.
+    pub webhooks_only: bool,
+    /// Search engines may keep apps' pages.
+    pub allow_indexing: bool,
+    /// Where a line is written for each request, if one is.
+    pub access_log: Option<access_log::Target>,
 }
 
 impl Default for Config {
@@ -93,6 +117,13 @@ impl Default for Config {
             max_streams: 100,
             max_connections: 20_000,
             max_connections_per_ip: 500,
+            trusted_proxy: Vec::new(),
+            proxy_protocol: false,
+            deny: Vec::new(),
+            abuse_contact: None,
+            webhooks_only: false,
+            allow_indexing: false,
+            access_log: None,
         }
     }
 }
@@ -100,7 +131,7 @@ impl Default for Config {
 /// Takes connections of senders.
 #[derive(Debug)]
 pub(crate) struct Public {
-    config: Config,
+    config: Arc<ArcSwap<Config>>,
     handler: Arc<Handler>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
@@ -113,22 +144,32 @@ pub(crate) struct Public {
 
 impl Public {
     pub(crate) fn new(
-        config: Config,
+        config: Arc<ArcSwap<Config>>,
         handler: Arc<Handler>,
         tunnel: Arc<Tunnel>,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Arc<Self> {
-        let connections = Arc::new(Counter::new(config.max_connections));
-        let per_ip = PerAddress::new(config.max_connections_per_ip);
-        let (senders, memory) = (Arc::default(), Memory::new(config.body_memory));
+        let now = config.load();
+        let connections = Arc::new(Counter::new(now.max_connections));
+        let per_ip = PerAddress::new(now.max_connections_per_ip);
+        let (senders, memory) = (Arc::default(), Memory::new(now.body_memory));
+        drop(now);
         Arc::new(Self { config, handler, metrics, shutdown, connections, per_ip, senders, memory, tunnel })
     }
 
     /// Ends connections that go nowhere. Called every second.
     pub(crate) fn sweep(&self) {
-        let cut = self.senders.sweep(&self.config);
+        let cut = self.senders.sweep(&self.config.load(), self.shutdown.is_draining());
         self.metrics.replies_cut.inc_by(cut as u64);
+    }
+
+    /// Other settings, from now on; a connection keeps some of those it was made with.
+    pub(crate) fn configure(&self, config: Config) {
+        self.connections.most.set(config.max_connections);
+        self.per_ip.most.set(config.max_connections_per_ip);
+        self.memory.set(config.body_memory);
+        self.config.store(Arc::new(config));
     }
 
     /// Takes connections until the relay stops. With `tls` each is a TLS connection.
@@ -151,44 +192,108 @@ impl Public {
     }
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
-        let ip = peer.ip().to_canonical();
-        let Some(places) = self.connections.take(1).zip(self.per_ip.of(ip).take(1)) else {
-            metrics::count(&self.metrics.connections_refused, "too_many");
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let (too_many, config) = ("too_many", self.config.load_full());
+        let Some(place) = self.connections.take(1) else {
+            return metrics::count(&self.metrics.connections_refused, too_many);
+        };
+        if origin::is_in(&config.trusted_proxy, peer.ip()) {
+            let public = self.clone();
+            self.shutdown.work.spawn(async move {
+                let Some((stream, peer)) = public.behind(stream, peer, &config).await else { return };
+                match public.place_of(peer.ip(), &config) {
+                    Some(own) => public.greet(stream, peer, tls, (place, own), &config).await,
+                    None => metrics::count(&public.metrics.connections_refused, too_many),
+                }
+            });
             return;
+        }
+        let Some(own) = self.place_of(peer.ip(), &config) else {
+            return metrics::count(&self.metrics.connections_refused, too_many);
         };
         let public = self.clone();
-        self.shutdown.work.spawn(async move {
-            let up = Up::new(&public.metrics.connections);
-            // A webhook is small: waiting for more to send with it gains nothing.
-            let _ = stream.set_nodelay(true);
-            let stream = paced::Paced::new(stream, public.config.write_timeout);
-            let sender = |tls| Sender::new(ip, tls, &public.shutdown, public.memory.share(ip), (places, up));
-            let Some(tls) = tls else { return public.serve(stream, sender(None)).await };
-            let handshake = tokio::time::timeout(public.config.header_timeout, tls.accept(stream));
-            let stopped = public.shutdown.stop_accepting.cancelled();
-            let stream = tokio::select! {
-                stream = handshake => stream,
-                () = stopped => return,
-            };
-            match stream {
-                // A client, where UDP does not get through.
-                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) => {
-                    public.tunnel.take_tls(stream, peer);
-                }
-                // A CA has seen what it looked for.
-                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_CHALLENGE) => {}
-                Ok(Ok(stream)) => {
-                    let name = stream.get_ref().1.server_name();
-                    let name = name.and_then(|name| Some(Host::parse(name).ok()?.into_owned()));
-                    public.serve(stream, sender(Some(name))).await;
-                }
-                Ok(Err(error)) => {
-                    metrics::count(&public.metrics.connections_refused, "tls");
-                    tracing::debug!(%ip, %error, "no TLS");
-                }
-                Err(_) => metrics::count(&public.metrics.connections_refused, "tls_timeout"),
+        self.shutdown.work.spawn(async move { public.greet(stream, peer, tls, (place, own), &config).await });
+    }
+
+    /// A place among the connections of one address. A proxy stands for many.
+    fn place_of(&self, ip: IpAddr, config: &Config) -> Option<Place> {
+        if origin::is_in(&config.trusted_proxy, ip) {
+            return Arc::new(Counter::new(usize::MAX)).take(1);
+        }
+        self.per_ip.of(ip).take(1)
+    }
+
+    /// Whose connection it is that a trusted peer has made.
+    async fn behind(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        config: &Config,
+    ) -> Option<(TcpStream, SocketAddr)> {
+        if !config.proxy_protocol {
+            return Some((stream, peer));
+        }
+        let header = tokio::time::timeout(config.header_timeout, proxy_protocol::source(&mut stream, peer));
+        let header = self.unless_stopping(header).await?;
+        match header.unwrap_or(Err(HeaderError::TimedOut)) {
+            Ok(source) => Some((stream, source)),
+            Err(error) => {
+                metrics::count(&self.metrics.connections_refused, "proxy_protocol");
+                tracing::debug!(proxy = %peer, %error, "a trusted proxy does not say whose connection it is");
+                None
             }
-        });
+        }
+    }
+
+    /// What has begun when the relay stops may still be done: a connection that was accepted is not dropped.
+    async fn unless_stopping<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = async {
+                self.shutdown.stop_accepting.cancelled().await;
+                tokio::time::sleep(FINISHED_IN).await;
+            } => None,
+        }
+    }
+
+    /// Makes a connection one of a sender, or of a client.
+    async fn greet(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        places: (Place, Place),
+        config: &Config,
+    ) {
+        let ip = peer.ip();
+        let up = Up::new(&self.metrics.connections);
+        // A webhook is small: waiting for more to send with it gains nothing.
+        let _ = stream.set_nodelay(true);
+        let stream = paced::Paced::new(stream, config.write_timeout);
+        let is_proxy = origin::is_in(&config.trusted_proxy, ip);
+        let memory = self.memory.share((!is_proxy).then_some(ip));
+        let sender = |tls| Sender::new(ip, is_proxy, tls, &self.shutdown, memory, (places, up));
+        let Some(tls) = tls else { return self.serve(stream, sender(None)).await };
+        let handshake = tokio::time::timeout(config.header_timeout, tls.accept(stream));
+        let Some(stream) = self.unless_stopping(handshake).await else { return };
+        match stream {
+            // A client, where UDP does not get through.
+            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) => {
+                self.tunnel.take_tls(stream, peer);
+            }
+            // A CA has seen what it looked for.
+            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ALPN_CHALLENGE) => {}
+            Ok(Ok(stream)) => {
+                let name = stream.get_ref().1.server_name();
+                let name = name.and_then(|name| Some(Host::parse(name).ok()?.into_owned()));
+                self.serve(stream, sender(Some(name))).await;
+            }
+            Ok(Err(error)) => {
+                metrics::count(&self.metrics.connections_refused, "tls");
+                tracing::debug!(%ip, %error, "no TLS");
+            }
+            Err(_) => metrics::count(&self.metrics.connections_refused, "tls_timeout"),
+        }
     }
 
     /// Answers the requests of one connection.
@@ -200,14 +305,15 @@ impl Public {
                 // From now on, not from when it is first polled: the end of stream may be read before that.
                 let busy = Busy::new(&sender, &request);
                 async move {
-                    let response = handler.answer(&sender, request).await;
-                    Ok::<_, Infallible>(response.map(|body| Answering::new(body, busy)))
+                    let (response, written) = handler.answer(&sender, request).await;
+                    Ok::<_, Infallible>(response.map(|body| Answering::new(body, busy, written)))
                 }
             }
         });
         let _listed = self.senders.add(&sender);
-        let server = self.http();
-        let stream = linger::Linger::new(stream, sender.clone(), self.config.header_timeout);
+        let config = self.config.load_full();
+        let server = http_server(&config);
+        let stream = linger::Linger::new(stream, sender.clone(), config.header_timeout);
         let mut connection = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let mut leaving = false;
         loop {
@@ -219,7 +325,7 @@ impl Public {
                     }
                     return;
                 }
-                () = sender.leave.cancelled(), if !leaving => {
+                () = sender.may_leave(), if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }
@@ -227,27 +333,27 @@ impl Public {
             }
         }
     }
+}
 
-    fn http(&self) -> auto::Builder<TokioExecutor> {
-        let mut server = auto::Builder::new(TokioExecutor::new());
-        server
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.config.header_timeout)
-            .max_buf_size(self.config.max_head.max(8192));
-        server
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(self.config.max_streams)
-            .max_header_list_size(u32::try_from(self.config.max_head).unwrap_or(u32::MAX))
-            // With many streams a connection this bounds what a sender makes us hold.
-            .initial_stream_window_size(256 << 10)
-            .initial_connection_window_size(1 << 20)
-            .max_send_buf_size(256 << 10)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10));
-        server
-    }
+fn http_server(config: &Config) -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(config.max_head.max(8192));
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_streams)
+        .max_header_list_size(u32::try_from(config.max_head).unwrap_or(u32::MAX))
+        // With many streams a connection this bounds what a sender makes us hold.
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(1 << 20)
+        .max_send_buf_size(256 << 10)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10));
+    server
 }
 
 /// Errors of `accept` that concern one connection only.

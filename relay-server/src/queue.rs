@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hookway_protocol::head::RequestHead;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) use backlog::{Depth, Outcome};
@@ -38,6 +40,11 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 /// That a listener is there is noted so often in the time for which it is known while it is away.
 const SEEN_PER_RETENTION: u32 = 24;
+
+/// Whoever was there so short a time ago is expected back.
+const JUST_NOW: Duration = Duration::from_secs(10);
+/// What is being handed over may take so long when another process takes over.
+const SETTLED_IN: Duration = Duration::from_secs(5);
 
 /// As much is noted of what came of an attempt, in bytes.
 const MAX_LAST: usize = 200;
@@ -85,7 +92,7 @@ impl Default for Config {
 #[derive(Debug)]
 pub(crate) struct Queue {
     store: Arc<dyn Store>,
-    pub(crate) config: Config,
+    config: ArcSwap<Config>,
     data_dir: PathBuf,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
@@ -95,6 +102,10 @@ pub(crate) struct Queue {
     /// What the store found no room to note; it is told again.
     unsettled: Mutex<Vec<(Seq, Settled)>>,
     disk_is_full: AtomicBool,
+    /// Nothing is handed over: another process does, or is about to.
+    paused: watch::Sender<bool>,
+    /// The process before this one may still put deliveries into the store.
+    adopts: AtomicBool,
     /// Held while a sealed copy is made.
     sealing: tokio::sync::Mutex<()>,
     /// Whether the log says already that nothing can be kept.
@@ -112,7 +123,7 @@ impl Queue {
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
-            config,
+            config: ArcSwap::from_pointee(config),
             data_dir,
             metrics,
             shutdown,
@@ -120,9 +131,22 @@ impl Queue {
             rooms: Rooms::new(config),
             unsettled: Mutex::default(),
             disk_is_full: AtomicBool::new(false),
+            paused: watch::Sender::new(false),
+            adopts: AtomicBool::new(false),
             sealing: tokio::sync::Mutex::default(),
             is_failing: AtomicBool::new(false),
         })
+    }
+
+    /// What it may hold, now.
+    pub(crate) fn config(&self) -> Config {
+        **self.config.load()
+    }
+
+    /// It may hold so much from now on. What is over it stays.
+    pub(crate) fn limit(&self, config: Config) {
+        self.rooms.limit(&config);
+        self.config.store(Arc::new(config));
     }
 
     /// What waits for an endpoint: the same one for every row of it.
@@ -144,6 +168,9 @@ impl Queue {
     pub(crate) async fn load(&self) -> Result<(), StoreError> {
         for row in self.store.listeners().await? {
             let own = self.waiting().get(&row.endpoint).map(|all| all[0].clone());
+            if Timestamp::now().duration_since(row.seen_at).unsigned_abs() < JUST_NOW {
+                own.iter().for_each(|own| own.expect());
+            }
             if let Some(waiting) = own.and_then(|own| self.listener(&own, &row.name)) {
                 waiting.restore(row);
             }
@@ -192,7 +219,7 @@ impl Queue {
         if self.disk_is_full.load(Ordering::Relaxed) {
             return Err(Unqueued::DiskFull);
         }
-        delivery.read_whole(self.config.max_body).await?;
+        delivery.read_whole(self.config().max_body).await?;
         let Body::Whole(bytes, trailers) = &delivery.body else { return Err(Unqueued::Passed) };
         let (row, payload) = kept::of(waiting, &delivery.head, bytes, trailers.as_ref())?;
         // Carried out even if nobody waits any more: what is on disk must be known here, too.
@@ -250,6 +277,9 @@ impl Queue {
     /// Waits for the next delivery whose turn it is.
     pub(crate) async fn next(self: &Arc<Self>, waiting: &Arc<Waiting>) -> Handed {
         loop {
+            if *self.paused.borrow() {
+                let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
+            }
             let changed = waiting.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -334,7 +364,7 @@ impl Queue {
     /// Dead letters of what has waited too long, what could not be noted, and the disk: called every second.
     pub(crate) async fn upkeep(self: &Arc<Self>) {
         let before = self.disk_is_full.load(Ordering::Relaxed);
-        let reserve = self.config.disk_reserve;
+        let reserve = self.config().disk_reserve;
         let full = is_nearly_full(&self.data_dir, reserve, 0)
             && is_nearly_full(&self.data_dir, reserve, self.store.reusable().await.unwrap_or(0));
         if full && !before {
@@ -346,7 +376,7 @@ impl Queue {
         let (now, at) = (Instant::now(), Timestamp::now());
         let mut sum = Depth::default();
         for waiting in &all {
-            let gone = waiting.backlog().expire(now, self.config.retention);
+            let gone = waiting.backlog().expire(now, self.config().retention);
             if !gone.is_empty() {
                 let count = gone.len();
                 tracing::warn!(
@@ -361,11 +391,7 @@ impl Queue {
             });
             // Together, so that they wait for the disk once.
             futures_util::future::join_all(dead).await;
-            let depth = waiting.depth();
-            sum.count += depth.count;
-            sum.bytes += depth.bytes;
-            sum.dead += depth.dead;
-            sum.oldest = sum.oldest.max(depth.oldest);
+            sum.add(&waiting.depth());
         }
         self.metrics.queue_depth([sum.count, sum.bytes, sum.oldest.as_secs(), sum.dead]);
         let unsettled = std::mem::take(&mut *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner));
@@ -374,16 +400,55 @@ impl Queue {
             tracing::error!(count, "what came of deliveries could not be noted; trying again");
         }
         futures_util::future::join_all(unsettled.into_iter().map(|(seq, settled)| self.settle(seq, settled))).await;
-        if let Ok(before) = at.checked_sub(self.config.dead_retention)
+        if let Ok(before) = at.checked_sub(self.config().dead_retention)
             && let Ok(gone) = self.store.remove(Dead::Before(before)).await
         {
-            for waiting in self.waiting().values().flatten() {
-                let mut backlog = waiting.backlog();
-                gone.iter().for_each(|seq| backlog.forget(*seq));
-            }
+            self.forget(&gone);
         }
         self.forget_listeners().await;
-        self.save_listeners(self.config.retention / SEEN_PER_RETENTION).await;
+        self.save_listeners(self.config().retention / SEEN_PER_RETENTION).await;
+    }
+
+    /// The store has these no more.
+    pub(crate) fn forget(&self, gone: &[Seq]) {
+        for waiting in self.waiting().values().flatten() {
+            let mut backlog = waiting.backlog();
+            gone.iter().for_each(|seq| backlog.forget(*seq));
+        }
+    }
+
+    /// What waits for an endpoint, whichever of its listeners it is for.
+    pub(crate) fn depth_of(&self, own: &Waiting) -> Depth {
+        let all = self.waiting().get(&own.id).cloned().unwrap_or_default();
+        all.iter().fold(Depth::default(), |mut sum, waiting| {
+            sum.add(&waiting.depth());
+            sum
+        })
+    }
+
+    /// Hands nothing over from now on, and waits a while for what is being handed over; notes who is there.
+    pub(crate) async fn pause(&self) {
+        self.paused.send_replace(true);
+        let all = || self.waiting().values().flatten().cloned().collect::<Vec<_>>();
+        let settled = async {
+            while all().iter().any(|waiting| waiting.backlog().is_out()) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLED_IN, settled).await;
+        all().iter().for_each(|waiting| waiting.seen_now());
+        self.save_listeners(Duration::ZERO).await;
+        self.unmark().await;
+    }
+
+    /// Hands over again.
+    pub(crate) fn resume(&self) {
+        self.paused.send_replace(false);
+    }
+
+    /// Whether what the process before puts into the store is looked for.
+    pub(crate) fn adopt(&self, adopts: bool) {
+        self.adopts.store(adopts, Ordering::Relaxed);
     }
 
     /// Whether there is no room on the disk.
@@ -394,7 +459,15 @@ impl Queue {
     /// Tells the store who was there, and that what it noted as about to be handed over was not. Without that, as after
     /// a power cut, those are marked as possible duplicates.
     pub(crate) async fn close(&self) {
+        // Another process has the queue by now, and has noted what it hands over.
+        if self.shutdown.has_successor() {
+            return;
+        }
         self.save_listeners(Duration::ZERO).await;
+        self.unmark().await;
+    }
+
+    async fn unmark(&self) {
         let vain = |waiting: &Arc<Waiting>| waiting.backlog().marked_in_vain();
         let all: Vec<Seq> = self.waiting().values().flatten().flat_map(vain).collect();
         if !all.is_empty()

@@ -21,6 +21,7 @@ pub(crate) async fn deliver(
     endpoint: &Arc<Endpoint>,
     mut delivery: Delivery,
 ) -> Result<Reply, Undelivered> {
+    endpoint.expected().await;
     let may_wait = Queue::may_wait(&delivery);
     let mut others = if may_wait { queue.listeners(&endpoint.waiting) } else { vec![] };
     let answering = endpoint.answering().or_else(|| others.first().cloned());
@@ -69,7 +70,7 @@ async fn answer(
     if may_wait && rule.ack_early {
         return Ok(queue.push(waiting, &mut delivery).await.map(|()| Reply::Queued)?);
     }
-    delivery.keep = (may_wait && !rule.refuse_offline).then_some(queue.config.max_body);
+    delivery.keep = (may_wait && !rule.refuse_offline).then_some(queue.config().max_body);
     let patience = if delivery.keep.is_some() { SILENT_FOR } else { Duration::MAX };
     let outcome = live(endpoint, waiting, &mut delivery, patience).await;
     if !may_wait || !is_for_later(&outcome, &rule) {

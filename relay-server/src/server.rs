@@ -1,32 +1,39 @@
 //! The relay as a whole: everything bound, running, and stopped in order.
 
-use std::fs::File;
-use std::io::Write;
-use std::net::{SocketAddr, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt;
+mod reload;
+mod sockets;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use hookway_protocol::host::Host;
 use hookway_protocol::link::{ALPN, ALPN_H2};
-use tokio::net::{TcpListener, TcpSocket};
+use jiff::Timestamp;
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::access_log::AccessLog;
 use crate::config::Config;
+use crate::handover::{HandOverError, Heir, Predecessor, Successor};
+use crate::lock::{Lock, Running};
 use crate::metrics::Metrics;
 use crate::public::{Handler, Public};
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store, StoreError};
+use crate::trace::{TraceError, Tracer};
 use crate::tunnel::{self, Registry, Tunnel, Urls};
 use crate::{admin, certs};
+use sockets::{Given, Sockets};
 
 /// How often tokens, endpoints and certificates are looked at for changes made elsewhere.
 const UPKEEP: Duration = Duration::from_secs(1);
-
-/// Whoever looks whether a relay runs holds its lock for no longer.
-const LOCKED_FOR: Duration = Duration::from_millis(200);
 
 /// A running relay.
 #[derive(Debug)]
@@ -34,11 +41,29 @@ pub struct Server {
     addresses: Addresses,
     ca: Option<PathBuf>,
     store: Arc<dyn Store>,
-    queue: Arc<Queue>,
     shutdown: Shutdown,
-    grace: Duration,
-    /// Held until it has stopped.
-    _lock: File,
+    config: ArcSwap<Config>,
+    parts: Parts,
+    /// Held until it has stopped, or another process has taken over.
+    lock: tokio::sync::Mutex<Option<Lock>>,
+    /// What is said of this process.
+    running: Running,
+    /// Who has taken over.
+    heir: Mutex<Option<Heir>>,
+    /// What it listens on, once more, for a successor.
+    sockets: Mutex<Vec<(String, OwnedFd)>>,
+}
+
+/// What runs.
+#[derive(Clone, Debug)]
+struct Parts {
+    queue: Arc<Queue>,
+    registry: Arc<Registry>,
+    public: Arc<Public>,
+    tunnel: Arc<Tunnel>,
+    certs: Arc<certs::Certs>,
+    access_log: Option<Arc<AccessLog>>,
+    tracer: Arc<Tracer>,
 }
 
 /// Where a relay listens, with the ports that 0 became.
@@ -69,6 +94,15 @@ pub enum BindError {
     /// Another relay runs on the same data folder: two would hand over the same deliveries.
     #[error("another relay runs on {}", .0.display())]
     InUse(PathBuf),
+    /// Traces cannot be sent.
+    #[error("traces cannot be sent")]
+    Trace(#[from] TraceError),
+    /// The access log cannot be written.
+    #[error("the access log cannot be written")]
+    AccessLog(#[source] std::io::Error),
+    /// The process before does not hand over.
+    #[error("the process before does not hand over")]
+    Predecessor(#[source] std::io::Error),
     /// There is no certificate.
     #[error("there is no usable certificate")]
     Certs(#[from] certs::CertsError),
@@ -83,34 +117,64 @@ impl Server {
     /// # Errors
     /// An address is in use, or the certificate or the store cannot be used. Nothing runs then.
     pub async fn bind(config: Config) -> Result<Self, BindError> {
+        Self::on(Given::default(), config, None).await
+    }
+
+    /// The same, on the sockets that the service manager or the process before has bound, where one has.
+    ///
+    /// # Errors
+    /// As with [`Self::bind`], or the process before has thought better of it.
+    pub async fn bind_given(config: Config, predecessor: Option<Predecessor>) -> Result<Self, BindError> {
+        let Some(mut predecessor) = predecessor else {
+            return Self::on(Given::by_service_manager(), config, None).await;
+        };
+        let given = Given::by_predecessor(predecessor.sockets().map_err(BindError::Predecessor)?, &config);
+        Self::on(given, config, Some(predecessor)).await
+    }
+
+    async fn on(given: Given, config: Config, predecessor: Option<Predecessor>) -> Result<Self, BindError> {
         let shutdown = Shutdown::default();
         let metrics = Arc::new(Metrics::new());
+        // Before the store is opened, which changes one of an earlier version.
+        let lock = Lock::take(&config.data_dir).await.map_err(|source| {
+            let path = config.data_dir.join("relay.lock").display().to_string();
+            BindError::Store(StoreError::Open { path, source: source.into() })
+        })?;
+        let lock = lock.ok_or_else(|| BindError::InUse(config.data_dir.clone()))?;
+        let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
+        lock.tell(&Running { pid, version: version.clone(), ..Running::default() });
         let store = store::open(&config.data_dir)?;
-        let lock = lock(&config.data_dir).await?;
+        // Before anything is loaded: what others write from here on is looked at again.
+        let seen = store.version().await?;
+        let configured = config.clone();
         let queue = Queue::new(store.clone(), config.queue, config.data_dir.clone(), metrics.clone(), shutdown.clone());
         let registry =
             Arc::new(Registry::open(config.domain.clone(), store.clone(), queue.clone(), config.limits).await?);
         let names = registry.clone();
         let owner_of = Box::new(move |host: &str| Some(names.at(&Host::parse(host).ok()?)?.owner().to_owned()));
+        let sockets = Sockets::bind(&config, given)?;
+        let kept = sockets.kept(&config);
+        let addresses = sockets.addresses();
+        let Sockets { https, quic, http, admin, dns } = sockets;
         let (certs, responder) =
-            certs::Certs::open(config.certs, &config.data_dir, &config.domain, store.clone(), owner_of).await?;
+            certs::Certs::open(config.certs, &config.data_dir, &config.domain, store.clone(), owner_of, dns).await?;
 
-        let (https, udp) = bind_both(config.public.https)?;
-        let http = config.public.http.map(|address| bind_tcp("http", address)).transpose()?;
-        let admin = config.admin.admin.map(|address| bind_tcp("admin", address)).transpose()?;
-        let addresses = Addresses {
-            https: local(&https, config.public.https)?,
-            http: http.as_ref().zip(config.public.http).map(|(l, address)| local(l, address)).transpose()?,
-            admin: admin.as_ref().zip(config.admin.admin).map(|(l, address)| local(l, address)).transpose()?,
+        let running = Running {
+            pid,
+            version,
+            https: Some(addresses.https),
+            http: addresses.http,
+            admin: addresses.admin,
+            dns: responder.as_ref().and_then(certs::Responder::address),
         };
-
-        tell_where(&lock, &addresses, responder.as_ref());
+        lock.tell(&running);
         let https_port = config.public.public_port.unwrap_or(addresses.https.port());
         let urls = Urls {
             domain: config.domain.to_string(),
             https_port,
             http_port: addresses.http.filter(|_| config.public.http_serve).map(|address| address.port()),
         };
+        let reset_key = store.reset_key().await?;
         let parts = tunnel::Parts {
             store: store.clone(),
             queue: queue.clone(),
@@ -118,13 +182,21 @@ impl Server {
             certs: certs.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
-            urls,
-            reset_key: store.reset_key().await?,
+            urls: urls.clone(),
+            reset_key,
         };
-        let tunnel = Tunnel::bind(udp, certs.server_config(&[ALPN]), config.tunnel, parts)
-            .map_err(|source| BindError::Listen { what: "quic", address: addresses.https, source })?;
+        let max_handshakes = config.tunnel.max_handshakes;
+        let tls = certs.server_config(&[ALPN]);
+        let listen = move || tunnel::Listener::new(quic, tls, max_handshakes, &reset_key);
+        let tunnel = Tunnel::new(config.tunnel, parts);
+        let domain = config.domain.to_string();
+        let tracer = Arc::new(Tracer::from_env()?);
+        let open = |target| AccessLog::open(target, metrics.access_log_dropped.clone());
+        let access_log = config.public.access_log.clone().map(open).transpose().map_err(BindError::AccessLog)?;
+        let access_log = access_log.map(Arc::new);
+        let public_config = Arc::new(ArcSwap::from_pointee(config.public));
         let handler = Arc::new(Handler {
-            config: config.public.clone(),
+            config: public_config.clone(),
             domain: config.domain,
             https_port,
             registry: registry.clone(),
@@ -132,9 +204,48 @@ impl Server {
             certs: certs.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
+            access_log: access_log.clone(),
+            tracer: tracer.clone(),
         });
         let tls = TlsAcceptor::from(Arc::new(certs.public_config(&[ALPN_H2, b"h2", b"http/1.1"])));
-        let public = Public::new(config.public, handler, tunnel.clone(), metrics.clone(), shutdown.clone());
+        let public = Public::new(public_config, handler, tunnel.clone(), metrics.clone(), shutdown.clone());
+        let listener = |what, address, listener| {
+            TcpListener::from_std(listener).map_err(|source| BindError::Listen { what, address, source })
+        };
+        let https = listener("https", addresses.https, https)?;
+        let http = http.zip(addresses.http).map(|(it, at)| listener("http", at, it)).transpose()?;
+        let admin = admin.zip(addresses.admin).map(|(it, at)| listener("admin", at, it)).transpose()?;
+        let mut kept = kept;
+        // At once, unless the process before reads from the socket until its end.
+        let quic: BoxFuture<'static, _> = match predecessor {
+            None => {
+                let listening = listen();
+                let failed = |source| BindError::Listen { what: "quic", address: addresses.https, source };
+                Box::pin(std::future::ready(Ok(listening.map_err(failed)?)))
+            }
+            Some(mut predecessor) => {
+                queue.adopt(true);
+                predecessor.serves().map_err(BindError::Predecessor)?;
+                let (registry, queue, stopping) = (registry.clone(), queue.clone(), shutdown.clone());
+                kept.extend(predecessor.lines());
+                let gone = predecessor.gone();
+                Box::pin(async move {
+                    gone.cancelled().await;
+                    tracing::info!("the process before has ended: this one is alone now");
+                    // What it accepted last is looked for once more.
+                    let close = stopping.close.clone();
+                    let adopt = async move {
+                        while let Err(error) = registry.reload().await {
+                            tracing::error!(%error, "what the process before accepted cannot be read; trying again");
+                            tokio::time::sleep(UPKEEP).await;
+                        }
+                        queue.adopt(false);
+                    };
+                    stopping.rest.spawn(async move { close.run_until_cancelled(adopt).await });
+                    listen()
+                })
+            }
+        };
         shutdown.rest.spawn(public.clone().run(https, Some(tls)));
         if let Some(http) = http {
             shutdown.rest.spawn(public.clone().run(http, None));
@@ -149,10 +260,16 @@ impl Server {
                 queue: queue.clone(),
                 certs: certs.clone(),
                 shutdown: shutdown.clone(),
+                registry: registry.clone(),
+                tunnel: tunnel.clone(),
+                urls,
+                domain,
+                started_at: Timestamp::now(),
+                access: admin::Access::default(),
             };
             shutdown.rest.spawn(admin::run(admin, shown));
         }
-        shutdown.rest.spawn(tunnel.clone().run());
+        shutdown.rest.spawn(tunnel.clone().run(quic));
         if let Some(responder) = responder {
             shutdown.rest.spawn(responder.run(shutdown.clone()));
         }
@@ -160,8 +277,11 @@ impl Server {
             shutdown.rest.spawn(acme.clone().run(shutdown.clone()));
         }
         let ca = certs.ca();
-        shutdown.rest.spawn(upkeep(store.clone(), queue.clone(), registry, public, tunnel, certs, shutdown.clone()));
-        Ok(Self { addresses, ca, store, queue, shutdown, grace: config.grace, _lock: lock })
+        let parts = Parts { queue, registry, public, tunnel, certs, access_log, tracer };
+        shutdown.rest.spawn(upkeep(store.clone(), seen, parts.clone(), shutdown.clone()));
+        let config = ArcSwap::from_pointee(configured);
+        let (lock, sockets) = (tokio::sync::Mutex::new(Some(lock)), Mutex::new(kept));
+        Ok(Self { addresses, ca, store, shutdown, config, parts, lock, running, heir: Mutex::default(), sockets })
     }
 
     /// Where it listens.
@@ -182,32 +302,96 @@ impl Server {
         &self.store
     }
 
+    /// Takes another configuration over without dropping a connection, and says which settings wait for a restart.
+    ///
+    /// # Errors
+    /// Its certificate cannot be used. Nothing was taken over then.
+    pub fn reload(&self, new: Config) -> Result<Vec<&'static str>, certs::CertsError> {
+        let old = self.config.load_full();
+        let (new, later) = reload::merged(&old, new);
+        let Parts { queue, registry, public, tunnel, certs, access_log, .. } = &self.parts;
+        certs.reload(&new.certs)?;
+        access_log.iter().for_each(|log| log.reopen());
+        registry.limit(new.limits);
+        queue.limit(new.queue);
+        tunnel.limit(new.tunnel);
+        public.configure(new.public.clone());
+        self.config.store(Arc::new(new));
+        Ok(later)
+    }
+
+    /// Hands over to a program, which is given the arguments of this process, and says its process id. This one is to be
+    /// shut down then: it finishes what it has in flight. After an error it goes on as before.
+    ///
+    /// # Errors
+    /// Nobody took over.
+    pub async fn hand_over(&self, program: &Path, args: Vec<OsString>) -> Result<u32, HandOverError> {
+        if std::process::id() == 1 {
+            return Err(HandOverError::First);
+        }
+        let successor = Successor::begin(program, args).await?;
+        let mut lock = self.lock.lock().await;
+        let queue = &self.parts.queue;
+        queue.pause().await;
+        drop(lock.take());
+        let sockets: Vec<_> = {
+            let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+            sockets.iter().filter_map(|(label, fd)| Some((label.clone(), fd.try_clone().ok()?))).collect()
+        };
+        let given: Vec<_> = sockets.iter().map(|(label, fd)| (label.as_str(), fd.as_fd())).collect();
+        match successor.take_over(&given).await {
+            Ok(heir) => {
+                self.shutdown.succeeded();
+                let pid = heir.pid;
+                *self.heir.lock().unwrap_or_else(PoisonError::into_inner) = Some(heir);
+                Ok(pid)
+            }
+            Err(error) => {
+                // The other may take a moment to end.
+                for _ in 0..25 {
+                    if let Ok(Some(taken)) = Lock::take(&self.config.load().data_dir).await {
+                        taken.tell(&self.running);
+                        *lock = Some(taken);
+                        break;
+                    }
+                }
+                if lock.is_none() {
+                    tracing::error!("the data folder is another process's now");
+                }
+                queue.resume();
+                Err(error)
+            }
+        }
+    }
+
     /// Stops in order: accept nothing new, tell the clients, finish what is in flight, close. Says whether
     /// everything was finished within the grace period.
     pub async fn shutdown(self) -> bool {
-        let finished = self.shutdown.run(self.grace).await;
-        self.queue.close().await;
+        // Closed with the listeners: who comes later is refused, and not left waiting.
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let finished = self.shutdown.run(self.config.load().grace).await;
+        self.parts.queue.close().await;
+        self.parts.tracer.finish().await;
+
         finished
     }
 }
 
 /// Notices changes made by other processes, ended tokens, connections that go nowhere, and certificates that need
 /// replacing.
-async fn upkeep(
-    store: Arc<dyn Store>,
-    queue: Arc<Queue>,
-    registry: Arc<Registry>,
-    public: Arc<Public>,
-    tunnel: Arc<Tunnel>,
-    certs: Arc<certs::Certs>,
-    shutdown: Shutdown,
-) {
-    let mut seen = store.version().await.ok();
+async fn upkeep(store: Arc<dyn Store>, seen: i64, parts: Parts, shutdown: Shutdown) {
+    let Parts { queue, registry, public, tunnel, certs, .. } = parts;
+    let mut seen = Some(seen);
     let mut ticks = tokio::time::interval(UPKEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while shutdown.close.run_until_cancelled(ticks.tick()).await.is_some() {
         certs.upkeep();
         public.sweep();
+        if shutdown.has_successor() {
+            // What is in the store is its concern.
+            let _ = tunnel.cut_off(true).await;
+            continue;
+        }
         queue.upkeep().await;
         let taken_over = async {
             let now = store.version().await?;
@@ -227,64 +411,4 @@ async fn upkeep(
             tracing::error!(%error, "changes of tokens and endpoints cannot be read; trying again");
         }
     }
-}
-
-/// Makes the data folder this relay's own, until the file is closed.
-async fn lock(data_dir: &Path) -> Result<File, BindError> {
-    let path = data_dir.join("relay.lock");
-    let failed = |source: std::io::Error| {
-        let path = path.display().to_string();
-        BindError::Store(StoreError::Open { path, source: source.into() })
-    };
-    let file = File::options().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
-    let until = tokio::time::Instant::now() + LOCKED_FOR;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < until => {
-                tokio::time::sleep(LOCKED_FOR / 10).await;
-            }
-            Err(std::fs::TryLockError::WouldBlock) => return Err(BindError::InUse(data_dir.to_owned())),
-            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
-        }
-    }
-}
-
-/// Writes down where the relay listens, an address a line, for `hookway-relay check`.
-fn tell_where(lock: &File, addresses: &Addresses, responder: Option<&certs::Responder>) {
-    let dns = responder.and_then(certs::Responder::address);
-    let all = [Some(addresses.https), addresses.http, addresses.admin, dns];
-    let text: String = all.into_iter().flatten().map(|address| format!("{address}\n")).collect();
-    let mut file = lock;
-    // Without it, a look tells less.
-    let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
-}
-
-/// TCP and UDP on one port number. With port 0, one that is free for both.
-fn bind_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), BindError> {
-    let mut tries = 0;
-    loop {
-        let tcp = bind_tcp("https", address)?;
-        let at = local(&tcp, address)?;
-        match UdpSocket::bind(at) {
-            Ok(udp) => return Ok((tcp, udp)),
-            Err(_) if address.port() == 0 && tries < 20 => tries += 1,
-            Err(source) => return Err(BindError::Listen { what: "quic", address: at, source }),
-        }
-    }
-}
-
-fn bind_tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
-    let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restart must not wait for old connections to be forgotten.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(4096)
-    };
-    bind().map_err(|source| BindError::Listen { what, address, source })
-}
-
-fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, BindError> {
-    listener.local_addr().map_err(|source| BindError::Listen { what: "tcp", address, source })
 }

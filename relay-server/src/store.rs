@@ -3,6 +3,7 @@
 //! Every change is answered after it is on disk. Another process may change the same store (`hookway-relay token`);
 //! [`Store::version`] tells when one did.
 
+mod audit;
 #[cfg(test)]
 mod conformance;
 mod sqlite;
@@ -18,14 +19,23 @@ use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::auth::{NewToken, Token};
+pub use audit::{AuditRow, By, Note, Via};
+
+use crate::auth::{NewToken, Scope, Token};
+use crate::protection::{Protection, Shown};
 
 /// What a store answers, once it is so.
 pub type Later<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// Keeps what survives a restart. Each call that changes something is all or nothing, and is answered when the change
-/// will be there after a power cut.
+/// will be there after a power cut. What somebody changes has its line in the audit log, written together with it.
 pub trait Store: std::fmt::Debug + Send + Sync {
+    /// The same store, acted on by somebody else: the audit log names him.
+    fn acting(&self, by: By) -> Arc<dyn Store>;
+    /// Adds a line to the audit log, for what the store does not see.
+    fn note(&self, note: Note) -> Later<'_, ()>;
+    /// Lines of the audit log before that one, or the newest; so many at most, newest first.
+    fn audit_log(&self, before: Option<u64>, most: usize) -> Later<'_, Vec<AuditRow>>;
     /// The key of the first run, which is this one when there is none yet.
     fn kept_key(&self, fresh: [u8; 32]) -> Later<'_, [u8; 32]>;
     /// Changes when another process has changed the store.
@@ -47,6 +57,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn listeners(&self) -> Later<'_, Vec<ListenerRow>>;
     /// Forgets a listener.
     fn remove_listener(&self, endpoint: EndpointId, name: &str) -> Later<'_, ()>;
+    /// Protects an endpoint in place of what protected it before, and says whether there is such an endpoint.
+    fn put_protection(&self, name: &EndpointName, protection: Protection) -> Later<'_, bool>;
     /// All endpoints by name.
     fn endpoints(&self) -> Later<'_, Vec<EndpointRow>>;
     /// Makes a name free, for its owner alone until `held`, if `of` has it where that says who, and says whether it was
@@ -71,6 +83,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn push(&self, row: NewDelivery, payload: Payload) -> Later<'_, Seq>;
     /// All that are kept, dead letters too, in the order of acceptance: as it was when asked.
     fn deliveries(&self) -> Later<'_, Vec<QueuedRow>>;
+    /// Some of those that are kept, in the order of acceptance.
+    fn list(&self, listing: Listing) -> Later<'_, Vec<QueuedRow>>;
     /// The newest dead letters of an endpoint, so many at most, newest first.
     fn dead_letters(&self, endpoint: EndpointId, most: usize) -> Later<'_, Vec<QueuedRow>>;
     /// The delivery itself; `None` when it is not there any more.
@@ -134,6 +148,20 @@ pub enum StoreError {
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
+    /// There is none.
+    #[error("there is no relay's store in {0}")]
+    Missing(String),
+    /// A file that is to be written is there.
+    #[error("{0} is there already")]
+    There(String),
+    /// A file is no backup, or is broken.
+    #[error("{path} is no backup that can be used: {why}")]
+    NoBackup {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// What is known of a token. Not its text.
@@ -148,6 +176,8 @@ pub struct TokenRow {
     pub hash: [u8; 32],
     /// Patterns of the names it may serve; none means any.
     pub endpoints: Vec<String>,
+    /// What it is for.
+    pub scope: Scope,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it stops to be valid.
@@ -178,6 +208,13 @@ pub struct EndpointRow {
     pub created_at: Timestamp,
     /// When a client last connected for it.
     pub last_seen_at: Timestamp,
+    /// What its operator protects it with.
+    #[serde(skip_serializing_if = "Protection::is_none", serialize_with = "shown")]
+    pub protection: Protection,
+}
+
+fn shown<S: serde::Serializer>(protection: &Protection, serializer: S) -> Result<S::Ok, S::Error> {
+    Shown(protection).serialize(serializer)
 }
 
 /// A released name is kept for its owner for this long, unless its operator says otherwise.
@@ -274,6 +311,21 @@ pub struct QueuedRow {
     pub last: String,
     /// Since when it is a dead letter, if it is one.
     pub dead_since: Option<Timestamp>,
+}
+
+/// Which deliveries to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Of this endpoint; of all, when unset.
+    pub endpoint: Option<String>,
+    /// Dead letters, or those that wait; both, when unset.
+    pub dead: Option<bool>,
+    /// With this id: copies have the same.
+    pub id: Option<DeliveryId>,
+    /// After this one.
+    pub after: Seq,
+    /// So many at most.
+    pub most: usize,
 }
 
 /// A delivery as it is handed over.
@@ -374,6 +426,49 @@ pub fn is_in(data_dir: &Path) -> bool {
     sqlite::path(data_dir).exists()
 }
 
+/// What a backup has, or had when it was restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Backup {
+    /// When it was made.
+    pub made_at: Timestamp,
+    /// By which version of `hookway-relay`.
+    pub version: String,
+    /// Endpoints.
+    pub endpoints: u64,
+    /// Tokens, revoked ones too.
+    pub tokens: u64,
+    /// Deliveries that wait, and dead letters.
+    pub deliveries: u64,
+    /// Other files of the data folder: the relay's own CA.
+    pub files: Vec<String>,
+}
+
+/// Writes all that survives a restart into one file: the store as it is at one moment, whether a relay runs on it or
+/// not, and the relay's own CA. The file is an SQLite database, and as secret as the data folder.
+///
+/// # Errors
+/// There is no store, or the file is there already or cannot be written.
+pub fn backup(data_dir: &Path, file: &Path) -> Result<Backup, StoreError> {
+    sqlite::backup(data_dir, file)
+}
+
+/// Makes a data folder of a backup. Whatever waited then is marked as a possible duplicate: it may have been handed over
+/// since.
+///
+/// # Errors
+/// The file is no backup or is broken, or the folder has a store.
+pub fn restore(file: &Path, data_dir: &Path) -> Result<Backup, StoreError> {
+    sqlite::restore(file, data_dir)
+}
+
+/// The version of the schema of a data folder's store, if there is one, and the version that this program makes of it.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn versions(data_dir: &Path) -> Result<(Option<i64>, i64), StoreError> {
+    sqlite::versions(data_dir)
+}
+
 impl dyn Store {
     /// The key that QUIC's stateless resets are made with; the same for every run.
     pub(crate) async fn reset_key(&self) -> Result<[u8; 32], StoreError> {
@@ -392,12 +487,27 @@ impl dyn Store {
         endpoints: Vec<String>,
         expires_at: Option<Timestamp>,
     ) -> Result<NewToken, StoreError> {
+        self.create_scoped_token(name, Scope::Client, endpoints, expires_at).await
+    }
+
+    /// Makes a token that is for something else than clients.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn create_scoped_token(
+        &self,
+        name: &str,
+        scope: Scope,
+        endpoints: Vec<String>,
+        expires_at: Option<Timestamp>,
+    ) -> Result<NewToken, StoreError> {
         let token = Token::random();
         let row = TokenRow {
             id: format!("tok_{}", uuid_tail()),
             name: name.to_owned(),
             hash: token.hash(),
             endpoints,
+            scope,
             created_at: Timestamp::now(),
             expires_at,
             revoked_at: None,

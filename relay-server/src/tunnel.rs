@@ -13,7 +13,7 @@ mod session;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub(crate) use endpoint::{Parts, Tunnel};
+pub(crate) use endpoint::{Listener, Parts, Tunnel};
 pub(crate) use handshake::Urls;
 pub(crate) use registry::{Endpoint, Registry};
 pub(crate) use reply::{ReplyStream, SessionId};

@@ -132,8 +132,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             ConfigCommand::Check => account::config_check(&cli.forward, &files, output),
         },
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "hookway", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "hookway", &mut script);
+            // Who reads it may have enough.
+            drop(output.bytes(&script));
             Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Manual { folder }) => {
+            let failed =
+                |error: std::io::Error| Failure::new(1, "the manual pages cannot be written").cause(error.to_string());
+            clap_mangen::generate_to(Cli::command(), folder).map(|()| ExitCode::SUCCESS).map_err(failed)
         }
         Some(Command::Version) => {
             match output.is_json() {

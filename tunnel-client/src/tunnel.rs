@@ -304,18 +304,26 @@ impl Keeper {
     }
 
     /// Serves until the session has ended, moving to a better link as soon as there is one: the relay hands over what
-    /// comes to the new one, and what the old one has is finished there.
+    /// comes to the new one, and what the old one has is finished there. And to another process of the relay that has
+    /// taken over: both are served until the one before has ended.
     async fn serve(&self, mut session: Session) -> Ended {
         loop {
             let (held, transport, since) = (session.held(), session.transport(), Instant::now());
             let leave = self.over.child_token();
             let serving = session.serve(leave.clone(), self.over.clone(), self.questions.clone());
             let mut serving = Box::pin(serving);
-            let moved = loop {
+            let (moved, is_over) = loop {
                 let better = async {
-                    let link = self.dialer.better(transport).await;
+                    let (link, is_over) = tokio::select! {
+                        link = self.dialer.better(transport) => (link, true),
+                        link = async { held.succeeded().await; self.dialer.successor().await } => (link, false),
+                    };
                     held.moving();
-                    self.open(link, held.endpoints()).await
+                    let opened = self.open(link, held.endpoints()).await;
+                    if opened.is_err() && !is_over {
+                        tokio::time::sleep(FIRST_WAIT).await;
+                    }
+                    (opened, is_over)
                 };
                 let moved = tokio::select! {
                     ended = &mut serving => {
@@ -324,15 +332,19 @@ impl Keeper {
                     }
                     moved = better => moved,
                 };
-                let Err(error) = &moved else { break moved };
-                self.dialer.failed_over_quic();
+                let (Err(error), is_over) = &moved else { break moved };
+                if *is_over {
+                    self.dialer.failed_over_quic();
+                }
                 if !held.stays(matches!(error, ConnectError::Refused { .. })) {
                     break moved;
                 }
                 tracing::debug!(%error, "not moved");
             };
             // What it has in flight is finished there, whoever serves the endpoints now.
-            leave.cancel();
+            if is_over {
+                leave.cancel();
+            }
             self.left.spawn(serving);
             session = match moved {
                 Ok(next) => next,

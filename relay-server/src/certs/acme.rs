@@ -23,7 +23,7 @@ use rustls::server::ClientHello;
 use rustls::sign::CertifiedKey;
 
 use super::dns::update::Server;
-use super::dns::{self, Responder, Zone};
+use super::dns::{Responder, Zone};
 use super::leaf::Leaf;
 use super::{CertsError, Expiry};
 use crate::shutdown::Shutdown;
@@ -135,6 +135,7 @@ impl Acme {
         domain: &Host<'static>,
         store: Arc<dyn Store>,
         owner_of: OwnerOf,
+        sockets: Option<(std::net::UdpSocket, std::net::TcpListener)>,
     ) -> Result<(Arc<Self>, Option<Responder>), CertsError> {
         let mut responder = None;
         let mut others = vec![Prover::TlsAlpn(Mutex::default())];
@@ -142,8 +143,9 @@ impl Acme {
         let prover = match &config.proof {
             Proof::Own(address) => {
                 let zone = Arc::new(Zone::of(domain).ok_or_else(|| CertsError::NoZone(domain.to_string()))?);
-                let (udp, tcp) = dns::bind(*address).map_err(|source| CertsError::Dns { address: *address, source })?;
-                responder = Some(Responder { zone: zone.clone(), udp, tcp });
+                let failed = |source| CertsError::Dns { address: *address, source };
+                let (udp, tcp) = sockets.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+                responder = Some(Responder::new(zone.clone(), udp, tcp).map_err(failed)?);
                 Prover::Own(zone)
             }
             Proof::Update { server, key_file, wait } => Prover::Update(Server::new(server, key_file)?, *wait),

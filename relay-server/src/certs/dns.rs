@@ -170,12 +170,17 @@ fn held(message: &[u8], answer: &[u8]) {
 /// What listens for questions.
 #[derive(Debug)]
 pub(crate) struct Responder {
-    pub(super) zone: Arc<Zone>,
-    pub(super) udp: UdpSocket,
-    pub(super) tcp: TcpListener,
+    zone: Arc<Zone>,
+    udp: UdpSocket,
+    tcp: TcpListener,
 }
 
 impl Responder {
+    /// Answers on two sockets that do not block.
+    pub(super) fn new(zone: Arc<Zone>, udp: std::net::UdpSocket, tcp: std::net::TcpListener) -> std::io::Result<Self> {
+        Ok(Self { zone, udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.tcp.local_addr().ok()
@@ -251,15 +256,6 @@ async fn talk(zone: &Zone, mut stream: TcpStream) -> Option<()> {
         let length = u16::try_from(answer.len()).ok()?;
         stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await.ok()?;
     }
-}
-
-/// Sockets of both kinds on one address.
-pub(super) fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
-    let tcp = std::net::TcpListener::bind(address)?;
-    let udp = std::net::UdpSocket::bind(tcp.local_addr()?)?;
-    tcp.set_nonblocking(true)?;
-    udp.set_nonblocking(true)?;
-    Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
 }
 
 #[cfg(test)]

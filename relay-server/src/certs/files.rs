@@ -17,10 +17,16 @@ use super::{CertsError, Expiry};
 /// A chain and its key, and where they were read.
 #[derive(Debug)]
 pub(crate) struct Files {
-    cert: PathBuf,
-    key: PathBuf,
+    source: RwLock<Source>,
     current: RwLock<Arc<CertifiedKey>>,
     seen: Mutex<Stamp>,
+}
+
+/// The two files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Source {
+    cert: PathBuf,
+    key: PathBuf,
 }
 
 /// When the two files were last changed, as far as can be told.
@@ -30,7 +36,23 @@ impl Files {
     pub(super) fn open(cert: &Path, key: &Path) -> Result<Self, CertsError> {
         let seen = Mutex::new(stamp(cert, key));
         let current = RwLock::new(read(cert, key)?);
-        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current, seen })
+        let source = RwLock::new(Source { cert: cert.to_owned(), key: key.to_owned() });
+        Ok(Self { source, current, seen })
+    }
+
+    fn source(&self) -> Source {
+        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads these files, now and from now on; what cannot be used leaves all as it is.
+    pub(super) fn read_from(&self, cert: &Path, key: &Path) -> Result<(), CertsError> {
+        let pair = read(cert, key)?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = stamp(cert, key);
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) =
+            Source { cert: cert.to_owned(), key: key.to_owned() };
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = pair;
+        Ok(())
     }
 
     pub(super) fn current(&self) -> Arc<CertifiedKey> {
@@ -53,21 +75,22 @@ impl Files {
     /// How long it is good.
     pub(super) fn expiry(&self) -> Expiry {
         let Ok(leaf) = Leaf::of(self.current()) else { return Expiry::Unknown };
-        Expiry::of(&self.cert.display().to_string(), &leaf)
+        Expiry::of(&self.source().cert.display().to_string(), &leaf)
     }
 
     /// Takes changed files into use. What cannot be used is logged, and the working pair stays.
     pub(super) fn reload(&self) {
-        let now = stamp(&self.cert, &self.key);
+        let Source { cert, key } = self.source();
+        let now = stamp(&cert, &key);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen == now {
             return;
         }
         *seen = now;
-        match read(&self.cert, &self.key) {
+        match read(&cert, &key) {
             Ok(pair) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = pair;
-                tracing::info!(cert = %self.cert.display(), "certificate reloaded");
+                tracing::info!(cert = %cert.display(), "certificate reloaded");
             }
             Err(error) => {
                 // One file may be written before the other: the next change brings the pair.

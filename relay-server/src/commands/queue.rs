@@ -141,6 +141,6 @@ async fn list(store: &StoreArgs, endpoint: Option<&str>, wanted: fn(&QueuedRow) 
 }
 
 /// A text from outside without what a terminal could take for a command.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -49,7 +49,11 @@ fn written(args: &InitArgs) -> anyhow::Result<()> {
         };
         anyhow::anyhow!("cannot write {shown}\n  cause: {error}\n  next:  {next}")
     });
-    opened?.write_all(content(args, data_dir).as_bytes()).with_context(|| format!("cannot write {shown}"))?;
+    let written = opened?;
+    // It holds no secret, and a service that is a user of its own reads it: whatever the umask.
+    let readable = written.set_permissions(std::fs::Permissions::from_mode(0o644));
+    let written = readable.and_then(|()| (&written).write_all(content(args, data_dir).as_bytes()));
+    written.with_context(|| format!("cannot write {shown}"))?;
     let (addresses, are_known) = addresses(args);
     let records = records(args, &addresses);
     if args.json {
@@ -77,7 +81,7 @@ fn written(args: &InitArgs) -> anyhow::Result<()> {
     let dns = if wants_port_53(args) { ", UDP and TCP 53 (the CA's questions)" } else { "" };
     say!("\nOpen in the firewall: TCP 443 and UDP 443 (senders and clients), TCP 80 (redirects){dns}. Then:\n");
     say!("  hookway-relay check --config {shown}");
-    say!("  hookway-relay run --config {shown}                    (or by deploy/hookway-relay.service)");
+    say!("  hookway-relay run --config {shown}                    (or:  systemctl start hookway-relay)");
     say!("  hookway-relay token create --config {shown} --name YOU");
     say!("\nAnd on your own machine:\n");
     say!("  hookway login {}", args.domain);
@@ -196,7 +200,7 @@ pub(crate) fn check(args: &RunArgs) -> ExitCode {
     if worst == State::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn print(finding: &Finding, json: bool) {
+pub(super) fn print(finding: &Finding, json: bool) {
     if json {
         let Finding { check, state, detail, next } = finding;
         say!("{}", json!({"event": "check", "check": check, "state": state.name(), "detail": detail, "next": next}));

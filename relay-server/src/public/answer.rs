@@ -7,16 +7,18 @@ use hookway_protocol::head::Failure;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::StreamError;
 use http::header::{
-    CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, Response, StatusCode};
 
 use crate::delivery::{ReplyBody, Undelivered, Unqueued};
 use crate::limits::Refusal;
+use crate::protection::Barred;
 use crate::public::InboundError;
 
 /// Names the delivery to the sender and to the app.
-pub(super) const DELIVERY: HeaderName = HeaderName::from_static("hookway-delivery");
+const DELIVERY: HeaderName = HeaderName::from_static("hookway-delivery");
 
 /// Something the relay says itself.
 #[derive(Debug)]
@@ -27,12 +29,25 @@ pub(super) struct Answer {
     text: String,
     retry_after: Option<u64>,
     location: Option<String>,
+    /// Ask who it is (RFC 9110 §11.6.1).
+    challenge: bool,
     close: bool,
 }
 
+/// For a browser: an answer is a page then.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// Whom to write to about abuse.
+    pub(super) contact: Option<String>,
+}
+
+pub(super) const X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
+/// No search engine keeps what a webhook's address says.
+pub(super) const NOINDEX: HeaderValue = HeaderValue::from_static("noindex, nofollow");
+
 impl Answer {
     fn new(status: StatusCode, reason: &'static str, text: impl Into<String>) -> Self {
-        Self { status, reason, text: text.into(), retry_after: None, location: None, close: false }
+        Self { status, reason, text: text.into(), retry_after: None, location: None, challenge: false, close: false }
     }
 
     /// The request makes no sense, or two readers could take it differently: the connection ends with it.
@@ -47,6 +62,11 @@ impl Answer {
 
     pub(super) fn unknown_endpoint() -> Self {
         Self::new(StatusCode::NOT_FOUND, "unknown", "there is no such endpoint on this relay")
+    }
+
+    /// In place of an app's page.
+    pub(super) fn no_pages() -> Self {
+        Self::new(StatusCode::OK, "no_pages", "this relay is for webhooks: it passes no web pages back")
     }
 
     pub(super) fn to_https(url: String) -> Self {
@@ -89,20 +109,29 @@ impl Answer {
         Self { retry_after, ..Self::new(status, reason, message) }
     }
 
-    /// The answer, as a page for browsers.
-    pub(super) fn response(self, id: Option<DeliveryId>, browser: bool) -> Response<ReplyBody> {
-        let page = browser && self.status == StatusCode::SERVICE_UNAVAILABLE;
-        let (kind, text) = if page {
-            ("text/html; charset=utf-8", away_page(&self.text))
-        } else {
-            ("text/plain; charset=utf-8", self.text + "\n")
+    /// The answer; some are pages for browsers.
+    pub(super) fn response(self, id: Option<DeliveryId>, page: Option<Page>) -> Response<ReplyBody> {
+        let html = page.and_then(|page| match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => Some(away_page(&self.text)),
+            StatusCode::NOT_FOUND => Some(unknown_page(page.contact.as_deref())),
+            _ => None,
+        });
+        let is_page = html.is_some();
+        let (kind, text) = match html {
+            Some(html) => ("text/html; charset=utf-8", html),
+            None => ("text/plain; charset=utf-8", self.text + "\n"),
         };
         let mut response = Response::new(ReplyBody::Whole(Some(Bytes::from(text))));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if page {
+        headers.insert(X_ROBOTS_TAG, NOINDEX);
+        if self.challenge {
+            let challenge = "Basic realm=\"webhooks\", charset=\"UTF-8\"";
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if is_page {
             let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
             headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
         }
@@ -130,6 +159,29 @@ impl From<Refusal> for Answer {
         };
         let retry_after = Some(wait.as_secs().max(1));
         Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, reason, text) }
+    }
+}
+
+impl From<Barred> for Answer {
+    fn from(barred: Barred) -> Self {
+        match barred {
+            Barred::Address => Self::new(StatusCode::FORBIDDEN, "address", "nothing is taken here from your address"),
+            Barred::Path => Self::new(StatusCode::FORBIDDEN, "path", "nothing is taken at this path"),
+            Barred::Credentials => {
+                let text = "a name and a password are wanted here, and these are none";
+                Self { challenge: true, ..Self::new(StatusCode::UNAUTHORIZED, "credentials", text) }
+            }
+            Barred::Busy => {
+                let text = "too many passwords are to be looked at here; try again later";
+                let answer = Self::new(StatusCode::SERVICE_UNAVAILABLE, "credentials_busy", text);
+                Self { retry_after: Some(5), ..answer }
+            }
+            Barred::Throttled => {
+                let text = "too many wrong passwords came from your address; try again later";
+                let answer = Self::new(StatusCode::TOO_MANY_REQUESTS, "credentials_throttled", text);
+                Self { retry_after: Some(60), ..answer }
+            }
+        }
     }
 }
 
@@ -188,12 +240,33 @@ impl From<InboundError> for Answer {
 }
 
 fn away_page(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    let text = escaped(text);
+    page(
+        "Not connected",
+        &format!("<p>{text}.</p><p>If this is your endpoint, start its client: <code>hookway</code></p>"),
+    )
+}
+
+fn unknown_page(contact: Option<&str>) -> String {
+    let abuse = contact.map(|contact| {
+        let is_url = contact.starts_with("https://") || contact.starts_with("http://");
+        let (scheme, text) = (if is_url { "" } else { "mailto:" }, escaped(contact));
+        format!("<p>Was an address of this relay used to harm you? Write to <a href=\"{scheme}{text}\">{text}</a>.</p>")
+    });
+    let what = "<p>This is a relay that carries webhooks to the machines of developers. No endpoint has this name.</p>\
+                <p>If you expected one, start its client: <code>hookway</code></p>";
+    page("There is no such endpoint", &[what, abuse.as_deref().unwrap_or_default()].concat())
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
-         <meta name=robots content=noindex><title>Not connected</title>\
+         <meta name=robots content=noindex><title>{title}</title>\
          <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:15vh auto;padding:0 1rem;\
-         color-scheme:light dark}}</style><h1>Not connected</h1><p>{text}.</p>\
-         <p>If this is your endpoint, start its client: <code>hookway</code></p></html>\n"
+         color-scheme:light dark}}</style><main><h1>{title}</h1>{body}</main></html>\n"
     )
 }

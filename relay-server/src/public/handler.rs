@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use hookway_protocol::head::RequestHead;
 use hookway_protocol::headers::{Headers, is_of_the_relay};
 use hookway_protocol::host::{EndpointName, Host};
@@ -15,28 +16,29 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::Config;
-use super::answer::Answer;
+use super::answer::{Answer, NOINDEX, Page, X_ROBOTS_TAG};
 use super::inbound::{Inbound, InboundLimits};
-use super::sender::Sender;
+use super::origin::{Origin, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use super::sender::{Sender, Written, milliseconds};
+use crate::access_log::{AccessLog, Line};
 use crate::certs::Certs;
 use crate::delivery::{Body, Delivery, Reply, ReplyBody};
 use crate::metrics::{self, Metrics, Up};
+use crate::protection::Barred;
 use crate::queue::Queue;
 use crate::relay;
 use crate::shutdown::Shutdown;
+use crate::trace::{Span, TRACEPARENT, Tracer};
 use crate::tunnel::{Endpoint, Registry};
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Answers requests.
 #[derive(Debug)]
 pub(crate) struct Handler {
-    pub(crate) config: Config,
+    pub(crate) config: Arc<ArcSwap<Config>>,
     pub(crate) domain: Host<'static>,
     /// The port of the URL that plain HTTP is redirected to.
     pub(crate) https_port: u16,
@@ -45,19 +47,88 @@ pub(crate) struct Handler {
     pub(crate) certs: Arc<Certs>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
+    pub(crate) tracer: Arc<Tracer>,
 }
+
+/// Marks the relay's answer for what it has queued: an app may say the same.
+#[derive(Clone, Copy, Debug)]
+struct Queued;
+
+/// What browsers show as a page of the host it came from.
+const PAGES: [&str; 3] = ["text/html", "application/xhtml+xml", "image/svg+xml"];
 
 impl Handler {
     /// The answer to one request: the app's, or the relay's own.
-    pub(super) async fn answer(&self, sender: &Arc<Sender>, request: Request<Incoming>) -> Response<ReplyBody> {
+    pub(super) async fn answer(
+        &self,
+        sender: &Arc<Sender>,
+        request: Request<Incoming>,
+    ) -> (Response<ReplyBody>, Option<Box<Written>>) {
         self.metrics.requests.inc();
         let id = DeliveryId::now();
         let browser = request.method() == Method::GET && accepts_html(request.headers());
-        let answer = self.deliver(sender, id, request).await;
-        answer.unwrap_or_else(|answer| {
+        let mut written = self.access_log.as_ref().map(|log| self.begun(log, sender, id, &request));
+        let span = self.tracer.begin(request.method(), request.headers());
+        let next = span.as_ref().and_then(Span::traceparent);
+        let answer = self.deliver(sender, id, request, next).await;
+        let mut refused = None;
+        let response = answer.unwrap_or_else(|answer| {
             metrics::count(&self.metrics.refused, answer.reason);
-            answer.response(Some(id), browser)
-        })
+            refused = Some(answer.reason);
+            if let Some(written) = &mut written {
+                written.line.reason = refused;
+            }
+            let contact = self.config.load().abuse_contact.clone();
+            answer.response(Some(id), browser.then_some(Page { contact }))
+        });
+        if let Some(Written { line, since, .. }) = written.as_deref_mut() {
+            line.status = response.status().as_u16();
+            line.first_byte_ms = milliseconds(since.elapsed());
+            if response.extensions().get::<Queued>().is_some() {
+                line.reason = Some("queued");
+            }
+        }
+        if let Some(span) = span {
+            span.end(&id.to_string(), response.status().as_u16(), refused);
+        }
+        (response, written)
+    }
+
+    /// What the access log says of a request that has begun.
+    fn begun(
+        &self,
+        log: &Arc<AccessLog>,
+        sender: &Sender,
+        id: DeliveryId,
+        request: &Request<Incoming>,
+    ) -> Box<Written> {
+        let host = host(request).map(|host| host.to_string()).unwrap_or_default();
+        let endpoint = Host::parse(&host).ok().and_then(|host| self.endpoint(&host));
+        let origin = Origin::of(sender, request.headers(), &self.config.load().trusted_proxy);
+        let line = Line {
+            at: Timestamp::now(),
+            id: id.to_string(),
+            endpoint: endpoint.map(|endpoint| endpoint.name.to_string()),
+            remote: origin.node.text.clone(),
+            method: request.method().to_string(),
+            path: Line::path(request.uri().path()),
+            host,
+            http: match request.version() {
+                Version::HTTP_10 => "1.0",
+                Version::HTTP_2 => "2",
+                _ => "1.1",
+            },
+            status: 0,
+            reason: None,
+            request_bytes: request.body().size_hint().exact(),
+            reply_bytes: 0,
+            first_byte_ms: 0.0,
+            duration_ms: 0.0,
+            cut: false,
+        };
+        let is_bodiless = request.method() == Method::HEAD;
+        Box::new(Written { log: log.clone(), line, since: Instant::now(), is_bodiless })
     }
 
     async fn deliver(
@@ -65,10 +136,14 @@ impl Handler {
         sender: &Arc<Sender>,
         id: DeliveryId,
         mut request: Request<Incoming>,
+        traceparent: Option<HeaderValue>,
     ) -> Result<Response<ReplyBody>, Answer> {
         let started = Instant::now();
         let host = host(&request)?;
-        if let Some(Some(tls)) = &sender.tls
+        let config = self.config.load_full();
+        let origin = Origin::of(sender, request.headers(), &config.trusted_proxy);
+        // What a trusted proxy says to us is no word of the sender's.
+        if let Some(Some(tls)) = sender.tls.as_ref().filter(|_| !sender.is_proxy)
             && *tls != host
         {
             return Err(Answer::misdirected());
@@ -79,22 +154,33 @@ impl Handler {
         {
             return Ok(Response::new(ReplyBody::Whole(Some(text.into()))));
         }
-        if sender.tls.is_none() && !self.config.http_serve {
+        if !origin.https && !config.http_serve {
             // Only to names that are ours: a redirect to anywhere is a phisher's tool.
             let ours = host == self.domain || host.below(&self.domain).is_some() || self.registry.at(&host).is_some();
             return Err(if ours { self.to_https(&host, &request) } else { Answer::unknown_endpoint() });
         }
-        let endpoint = self.endpoint(&host).ok_or_else(Answer::unknown_endpoint)?;
-        let limit = self.config.max_body;
-        if request.body().size_hint().lower() > limit {
-            return Err(Answer::too_large(limit));
+        let ip = origin.node.ip;
+        // First: who is denied learns no names.
+        if config.deny.iter().any(|source| source.has(ip)) {
+            return Err(Barred::Address.into());
         }
-        let head = head(sender, id, &endpoint.name, &request)?;
+        let endpoint = self.endpoint(&host).ok_or_else(Answer::unknown_endpoint)?;
+        let guard = endpoint.guard();
+        guard.check(ip, request.uri().path(), request.headers().get(header::AUTHORIZATION)).await?;
+        let max_body = guard.protection.max_body.unwrap_or(u64::MAX).min(config.max_body);
+        if request.body().size_hint().lower() > max_body {
+            return Err(Answer::too_large(max_body));
+        }
+        if let Some(next) = traceparent {
+            request.headers_mut().insert(TRACEPARENT, next);
+        }
+        let head = head(&origin, id, &endpoint.name, &request)?;
         let asked = head.upgrade.clone();
         let to_head = request.method() == Method::HEAD;
         let switched = asked.is_some().then(|| hyper::upgrade::on(&mut request));
         let _in_flight = Up::new(&self.metrics.in_flight);
-        let reply = self.reply(sender, endpoint, head, request.into_body()).await?;
+        let limits = InboundLimits { max_body, timeout: config.body_timeout, min_rate: config.min_body_rate };
+        let reply = self.reply(sender, endpoint, head, request.into_body(), limits).await?;
         self.metrics.first_byte.observe(started.elapsed().as_secs_f64());
         match (reply, switched) {
             (Reply::App(status, headers, body), _) => {
@@ -106,7 +192,7 @@ impl Handler {
                 let mut response = Response::new(body);
                 *response.status_mut() = status;
                 *response.headers_mut() = headers;
-                Ok(response)
+                Ok(published(response, &config))
             }
             (Reply::Switched(headers, stream, pass), Some(switched)) => {
                 let response = switching(headers, &asked.unwrap_or_default()).ok_or_else(Answer::no_http)?;
@@ -124,7 +210,11 @@ impl Handler {
             }
             (Reply::Switched(..), None) => Err(Answer::no_http()),
             (Reply::Failed(failure, message), _) => Err(Answer::failed(failure, message)),
-            (Reply::Queued, _) => Ok(Answer::queued().response(Some(id), false)),
+            (Reply::Queued, _) => {
+                let mut response = Answer::queued().response(Some(id), None);
+                response.extensions_mut().insert(Queued);
+                Ok(response)
+            }
         }
     }
 
@@ -136,6 +226,7 @@ impl Handler {
         endpoint: Arc<Endpoint>,
         head: RequestHead,
         body: Incoming,
+        limits: InboundLimits,
     ) -> Result<Reply, Answer> {
         if head.upgrade.is_some() {
             let pass = Some(endpoint.enter()?);
@@ -143,8 +234,6 @@ impl Handler {
             return Ok(relay::deliver(&self.queue, &endpoint, delivery).await?);
         }
         let announced = body.size_hint().exact();
-        let Config { max_body, body_timeout: timeout, min_body_rate: min_rate, .. } = self.config;
-        let limits = InboundLimits { max_body, timeout, min_rate };
         let inbound = Inbound::new(body, limits, self.metrics.request_bytes.clone(), sender);
         if announced.is_none_or(|length| length > hookway_protocol::WHOLE_BODY as u64) {
             let pass = Some(endpoint.enter()?);
@@ -154,7 +243,7 @@ impl Handler {
         let queue = self.queue.clone();
         let deliver = async move {
             // Only a delivery that is whole takes a place: bodies that do not come hold none.
-            let ((bytes, trailers), room) = inbound.whole(max_body).await?.unwrap_or_default();
+            let ((bytes, trailers), room) = inbound.whole(limits.max_body).await?.unwrap_or_default();
             let pass = Some(endpoint.enter()?);
             let head = RequestHead { whole: true, ..head };
             let delivery = Delivery { head, body: Body::Whole(bytes, trailers), pass, room: Some(room), keep: None };
@@ -167,7 +256,8 @@ impl Handler {
         if let Some(endpoint) = self.registry.at(host) {
             return Some(endpoint);
         }
-        let default = self.config.default_endpoint.as_ref()?;
+        let config = self.config.load();
+        let default = config.default_endpoint.as_ref()?;
         let own = *host == self.domain || matches!(host.as_str(), "127.0.0.1" | "[::1]" | "localhost");
         own.then(|| self.registry.find(default.as_str())).flatten()
     }
@@ -253,9 +343,42 @@ fn outgoing(status: StatusCode, headers: Headers, body: &ReplyBody, to_head: boo
     Some(map)
 }
 
+/// An app's answer as the operator lets it out.
+fn published(mut response: Response<ReplyBody>, config: &Config) -> Response<ReplyBody> {
+    // All that is said of it: which of them counts, browsers have rules of their own for (Fetch §2.2.6).
+    let kinds = response.headers().get_all(header::CONTENT_TYPE).iter();
+    let is_page_of = |kind: &HeaderValue| {
+        let text = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
+        text.split([',', ';']).any(|kind| PAGES.contains(&kind.trim()))
+    };
+    let is_page = kinds.map(is_page_of).reduce(|one, other| one || other);
+    if config.webhooks_only && is_page == Some(true) {
+        // Its sender wants the status: it says how the webhook went.
+        let mut bare = Answer::no_pages().response(None, None);
+        *bare.status_mut() = response.status();
+        return bare;
+    }
+    if config.webhooks_only {
+        // Or a browser takes for a page what is said to be none.
+        let nosniff = HeaderValue::from_static("nosniff");
+        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+        // XML is a fine answer to a webhook, and a page with scripts when a browser asks.
+        let sandbox = HeaderValue::from_static("sandbox; default-src 'none'");
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, sandbox);
+        if is_page.is_none() {
+            let kind = HeaderValue::from_static("application/octet-stream");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
+    }
+    if is_page == Some(true) && !config.allow_indexing {
+        response.headers_mut().entry(X_ROBOTS_TAG).or_insert(NOINDEX);
+    }
+    response
+}
+
 /// What the client is told of the request.
 fn head(
-    sender: &Sender,
+    origin: &Origin<'_>,
     id: DeliveryId,
     endpoint: &EndpointName,
     request: &Request<Incoming>,
@@ -272,8 +395,8 @@ fn head(
         endpoint: endpoint.clone(),
         method: request.method().clone(),
         target,
-        headers: forwarded(sender, request),
-        remote: sender.node.text.clone(),
+        headers: forwarded(origin, request),
+        remote: origin.node.text.clone(),
         attempt: 1,
         possible_duplicate: false,
         whole: false,
@@ -286,7 +409,7 @@ fn head(
 }
 
 /// The request's own fields, and the truth about where it came from in place of what the sender says of that.
-fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
+fn forwarded(origin: &Origin<'_>, request: &Request<Incoming>) -> Headers {
     let fields = request.headers();
     // HTTP/2 has the host in :authority; the app is to find it where it looks.
     let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
@@ -299,13 +422,13 @@ fn forwarded(sender: &Sender, request: &Request<Incoming>) -> Headers {
     if request.headers().get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.push(header::TE, HeaderValue::from_static("trailers"));
     }
-    let proto = if sender.tls.is_some() { "https" } else { "http" };
-    let node = &sender.node;
-    headers.push(X_FORWARDED_FOR, node.value.clone());
+    let proto = if origin.https { "https" } else { "http" };
+    let node = &origin.node;
+    headers.push(X_FORWARDED_FOR, node.chain.clone());
     headers.push(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     if let Some(host) = host {
         let text = host.to_str().unwrap_or_default();
-        let forwarded = ["for=", &node.quoted, ";host=\"", text, "\";proto=", proto].concat();
+        let forwarded = ["for=", &node.quoted, ";host=\"", text, "\";proto=", proto, &node.proxies].concat();
         if let Ok(forwarded) = HeaderValue::try_from(forwarded) {
             headers.push(header::FORWARDED, forwarded);
         }

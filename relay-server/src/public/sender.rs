@@ -12,12 +12,15 @@ use futures_util::task::AtomicWaker;
 use hookway_protocol::WHOLE_BODY;
 use hookway_protocol::host::Host;
 use hookway_protocol::link::{LINK_WINDOW, STREAM_WINDOW, StreamError};
-use http::{HeaderValue, Request};
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Config;
+use super::origin::Node;
+use crate::access_log::{AccessLog, Line};
 use crate::delivery::ReplyBody;
 use crate::limits::{Place, Share};
 use crate::metrics::Up;
@@ -29,12 +32,17 @@ use crate::tunnel::SessionId;
 const MAX_WAITING: usize = (LINK_WINDOW / STREAM_WINDOW * 3 / 4) as usize;
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A connection that is to end does so when no request has come for so long: the next one may be on its way.
+const QUIET_FOR: Duration = Duration::from_secs(1);
+
 /// One connection of a sender. It has its places among the connections as long as anything of it is left, an upgrade
 /// also.
 #[derive(Debug)]
 pub(super) struct Sender {
     /// Its address.
     pub(super) node: Node,
+    /// Whether it is a proxy that is trusted to say whose requests it passes on.
+    pub(super) is_proxy: bool,
     /// The host that TLS was made for; `None` on plain HTTP.
     pub(super) tls: Option<Option<Host<'static>>>,
     /// Asks it to send nothing new.
@@ -45,17 +53,10 @@ pub(super) struct Sender {
     pub(super) memory: Share,
     /// Told when the last answer that is owed has been given.
     answered: AtomicWaker,
+    /// Told when a request has begun.
+    begun: Notify,
     state: Mutex<State>,
     _places: ((Place, Place), Up),
-}
-
-/// A sender's address as it is told: made once, for all requests of a connection.
-#[derive(Debug)]
-pub(super) struct Node {
-    pub(super) text: String,
-    pub(super) value: HeaderValue,
-    /// As RFC 7239 §6 writes it.
-    pub(super) quoted: String,
 }
 
 /// What a connection is doing.
@@ -83,18 +84,10 @@ struct Turn {
     session: Option<SessionId>,
 }
 
-impl From<IpAddr> for Node {
-    fn from(ip: IpAddr) -> Self {
-        let text = ip.to_string();
-        let value = HeaderValue::from_str(&text).expect("digits, points and colons");
-        let quoted = if ip.is_ipv6() { format!("\"[{ip}]\"") } else { text.clone() };
-        Self { text, value, quoted }
-    }
-}
-
 impl Sender {
     pub(super) fn new(
         ip: IpAddr,
+        is_proxy: bool,
         tls: Option<Option<Host<'static>>>,
         shutdown: &Shutdown,
         memory: Share,
@@ -104,11 +97,13 @@ impl Sender {
         let state = State { requests: 0, answers: Vec::new(), quiet_since, leaving_since: None, unread: false };
         Arc::new(Self {
             node: ip.into(),
+            is_proxy,
             tls,
             leave: shutdown.stop_accepting.child_token(),
             hang_up: shutdown.close.child_token(),
             memory,
             answered: AtomicWaker::new(),
+            begun: Notify::new(),
             state: Mutex::new(state),
             _places: places,
         })
@@ -116,6 +111,28 @@ impl Sender {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the connection is to end, and can: while a request is answered, for its answer says so, or when none
+    /// has come for a moment. One that is on its way would be lost.
+    pub(super) async fn may_leave(&self) {
+        self.leave.cancelled().await;
+        loop {
+            let begun = self.begun.notified();
+            tokio::pin!(begun);
+            begun.as_mut().enable();
+            let quiet = {
+                let state = self.state();
+                if !state.answers.is_empty() {
+                    return;
+                }
+                state.quiet_since.elapsed()
+            };
+            if quiet >= QUIET_FOR {
+                return;
+            }
+            let _ = tokio::time::timeout(QUIET_FOR - quiet, begun).await;
+        }
     }
 
     /// Whether an answer is still to be given to all that the sender has said; if so, `cx` is told when it is.
@@ -187,11 +204,14 @@ impl Senders {
     /// Ends connections without requests, and those that do not take their answers, or hold too much of what a
     /// session's other answers need. Nothing else would tell a sender that gives an HTTP/2 stream no window. Says how
     /// many answers were cut.
-    pub(super) fn sweep(&self, config: &Config) -> usize {
+    pub(super) fn sweep(&self, config: &Config, is_draining: bool) -> usize {
         let senders: Vec<_> = self.lock().values().cloned().collect();
         let mut cut = 0;
         let mut by_session: HashMap<SessionId, Vec<(Instant, &Sender)>> = HashMap::new();
         for sender in &senders {
+            if is_draining {
+                sender.leave.cancel();
+            }
             match sender.check(config) {
                 Check::Good => {
                     for turn in &sender.state().answers {
@@ -248,6 +268,8 @@ impl Busy {
         state.unread = !request.body().is_end_stream();
         let number = state.requests;
         state.answers.push(Turn { number, owed, handed: None, session: None });
+        drop(state);
+        sender.begun.notify_waiters();
         Self { sender: sender.clone(), number }
     }
 
@@ -277,13 +299,48 @@ impl Drop for Busy {
 pub(super) struct Answering {
     body: ReplyBody,
     busy: Busy,
+    written: Option<Box<Written>>,
+}
+
+/// What is written of a request in the access log, when its answer is out.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) log: Arc<AccessLog>,
+    pub(super) line: Line,
+    pub(super) since: Instant,
+    /// The answer has no body to go out: to a HEAD, for one.
+    pub(super) is_bodiless: bool,
 }
 
 impl Answering {
-    pub(super) fn new(body: ReplyBody, busy: Busy) -> Self {
+    pub(super) fn new(body: ReplyBody, busy: Busy, written: Option<Box<Written>>) -> Self {
         busy.hand(Some(Instant::now()), body.session());
-        Self { body, busy }
+        Self { body, busy, written }
     }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some(written) = &mut self.written {
+            written.line.cut |= !(written.is_bodiless || self.body.is_end_stream());
+        }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if self.line.status == 0 {
+            // Its sender left before there was an answer.
+            (self.line.reason, self.line.cut) = (Some("left"), true);
+        }
+        self.line.duration_ms = milliseconds(self.since.elapsed());
+        self.log.write(self.line.clone());
+    }
+}
+
+/// With a digit behind the point.
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e4).round() / 10.0
 }
 
 impl Body for Answering {
@@ -292,6 +349,12 @@ impl Body for Answering {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Some(written), Poll::Ready(Some(frame))) = (&mut self.written, &frame) {
+            match frame {
+                Ok(frame) => written.line.reply_bytes += frame.data_ref().map_or(0, Bytes::len) as u64,
+                Err(_) => written.line.cut = true,
+            }
+        }
         // What is whole is handed over once.
         if let Some(session) = self.body.session() {
             self.busy.hand(frame.is_ready().then(Instant::now), Some(session));

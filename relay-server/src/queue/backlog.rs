@@ -128,6 +128,16 @@ pub(crate) struct Depth {
     pub(crate) dead: u64,
 }
 
+impl Depth {
+    /// Both together.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+        self.dead += other.dead;
+        self.oldest = self.oldest.max(other.oldest);
+    }
+}
+
 impl Outcome {
     /// For the metric.
     pub(super) const fn name(&self) -> &'static str {
@@ -179,6 +189,10 @@ impl Backlog {
     }
 
     pub(super) fn add(&mut self, seq: Seq, entry: Entry) {
+        // It was found in the store a moment ago, and may be on its way.
+        if self.entries.contains_key(&seq) {
+            return;
+        }
         let lane = lane_of(&self.queueing, &entry.path);
         self.lanes[lane].ready.insert(seq);
         self.entries.insert(seq, entry);
@@ -262,10 +276,15 @@ impl Backlog {
         }
     }
 
-    /// Those that the store has noted, though they were never handed over.
-    pub(super) fn marked_in_vain(&self) -> Vec<Seq> {
+    /// Those that the store has noted, though they were never handed over: it is to note them anew, if they are.
+    pub(super) fn marked_in_vain(&mut self) -> Vec<Seq> {
         let vain = |entry: &Entry| entry.marked && !entry.handed && entry.state == State::Ready;
-        self.entries.iter().filter(|(_, entry)| vain(entry)).map(|(seq, _)| *seq).collect()
+        let all = self.entries.iter_mut().filter(|(_, entry)| vain(entry));
+        all.map(|(seq, entry)| {
+            entry.marked = false;
+            *seq
+        })
+        .collect()
     }
 
     /// One that was taken is back: how often it was handed over by now, and whether the store is to go on saying that
@@ -421,6 +440,16 @@ impl Backlog {
     /// Deliveries that are tried no more.
     pub(super) fn dead_letters(&self) -> u64 {
         self.dead.len() as u64
+    }
+
+    /// Whether one is being handed over.
+    pub(super) fn is_out(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.out + lane.out_again > 0)
+    }
+
+    /// Whether it is known, as one that waits or as a dead letter.
+    pub(super) fn knows(&self, seq: Seq) -> bool {
+        self.entries.contains_key(&seq) || self.dead.contains_key(&seq)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
@@ -10,10 +11,21 @@ use super::{Queue, Waiting, kept};
 use crate::store::{Dead, QueuedRow, Seq, StoreError};
 
 impl Queue {
-    /// Takes over the dead letters that another process made wait again. Nothing else comes from elsewhere, and what
-    /// is gone from the store shows when its turn comes.
+    /// Takes over the dead letters that another process made wait again, and what the process before this one still
+    /// accepted. Nothing else comes from elsewhere, and what is gone from the store shows when its turn comes.
     pub(crate) async fn take_over(&self) -> Result<(), StoreError> {
         let rows = self.store.deliveries().await?;
+        if self.adopts.load(Ordering::Relaxed) {
+            for row in rows.iter().filter(|row| row.dead_since.is_none()) {
+                let all = self.waiting().get(&row.delivery.endpoint).cloned().unwrap_or_default();
+                if all.iter().any(|waiting| waiting.backlog().knows(row.seq)) {
+                    continue;
+                }
+                let Some((waiting, places)) = self.place(row) else { continue };
+                waiting.backlog().add(row.seq, kept::entry(row, places));
+                waiting.changed.notify_waiters();
+            }
+        }
         self.revived(rows.into_iter().filter(|row| row.dead_since.is_none())).await
     }
 

@@ -67,7 +67,7 @@ impl Queue {
         }
         let all = self.waiting();
         let named = all.get(&own.id).and_then(|all| all.get(1..)).unwrap_or_default();
-        let is_current = |waiting: &&Arc<Waiting>| waiting.is_current(self.config.retention);
+        let is_current = |waiting: &&Arc<Waiting>| waiting.is_current(self.config().retention);
         let current: Vec<Arc<Waiting>> = named.iter().filter(is_current).cloned().collect();
         if current.is_empty() { named.to_vec() } else { current }
     }
@@ -99,7 +99,7 @@ impl Queue {
         if to.is_empty() {
             return Ok(Copies::default());
         }
-        delivery.read_whole(self.config.max_body).await?;
+        delivery.read_whole(self.config().max_body).await?;
         let Body::Whole(bytes, trailers) = &delivery.body else { return Err(Unqueued::Passed) };
         // One for all of them; what it takes of the memory is given back after the last.
         let made = Arc::new((delivery.head.clone(), bytes.clone(), trailers.clone(), delivery.room.take()));
@@ -145,7 +145,7 @@ impl Queue {
     /// Listeners that have not come for long, and for which nothing waits, are no more. Their dead letters are the
     /// endpoint's own then.
     pub(super) async fn forget_listeners(&self) {
-        let retention = self.config.retention;
+        let retention = self.config().retention;
         let stays = |waiting: &Arc<Waiting>| {
             waiting.listener.is_empty() || waiting.is_current(retention) || !waiting.is_empty()
         };

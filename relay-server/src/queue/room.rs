@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Config;
 use crate::auth::Owner;
-use crate::limits::{Counter, Place};
+use crate::limits::{Counter, Limit, Place};
 
 /// What may be in memory of those that are being handed over, all together; and of one owner.
 const MAX_OUT_KIB: u32 = 256 << 10;
@@ -19,7 +19,10 @@ pub(super) type Places = [Place; 4];
 /// The limits of all.
 #[derive(Debug)]
 pub(super) struct Rooms {
-    config: Config,
+    count: Limit,
+    bytes: Limit,
+    owner_count: Limit,
+    owner_bytes: Limit,
     /// While there are endpoints of theirs.
     owners: Mutex<HashMap<Owner, Weak<OwnerRoom>>>,
     out: Arc<Semaphore>,
@@ -49,7 +52,18 @@ pub(super) struct InMemory(#[expect(dead_code, reason = "given back on drop")] [
 
 impl Rooms {
     pub(super) fn new(config: Config) -> Self {
-        Self { config, owners: Mutex::default(), out: Arc::new(Semaphore::new(MAX_OUT_KIB as usize)) }
+        let [count, bytes] = [config.max_count, config.max_bytes].map(Limit::from);
+        let [owner_count, owner_bytes] = [config.token_max_count, config.token_max_bytes].map(Limit::from);
+        let (owners, out) = (Mutex::default(), Arc::new(Semaphore::new(MAX_OUT_KIB as usize)));
+        Self { count, bytes, owner_count, owner_bytes, owners, out }
+    }
+
+    /// Other limits, from now on.
+    pub(super) fn limit(&self, config: &Config) {
+        self.count.set(config.max_count);
+        self.bytes.set(config.max_bytes);
+        self.owner_count.set(config.token_max_count);
+        self.owner_bytes.set(config.token_max_bytes);
     }
 
     /// Of one more endpoint of an owner.
@@ -59,8 +73,8 @@ impl Rooms {
         let known = owners.get(&owner).and_then(Weak::upgrade);
         let room = known.unwrap_or_else(|| {
             let room = Arc::new(OwnerRoom {
-                count: Arc::new(Counter::new(self.config.token_max_count)),
-                bytes: Arc::new(Counter::new(self.config.token_max_bytes)),
+                count: Arc::new(Counter::new(self.owner_count.clone())),
+                bytes: Arc::new(Counter::new(self.owner_bytes.clone())),
                 out: Arc::new(Semaphore::new(MAX_OUT_KIB_OF_OWNER as usize)),
             });
             owners.insert(owner, Arc::downgrade(&room));
@@ -75,7 +89,7 @@ impl Rooms {
     }
 
     fn beside(&self, owner: Arc<OwnerRoom>) -> Room {
-        let [count, bytes] = [self.config.max_count, self.config.max_bytes].map(|most| Arc::new(Counter::new(most)));
+        let [count, bytes] = [&self.count, &self.bytes].map(|most| Arc::new(Counter::new(most.clone())));
         Room { count, bytes, owner, out: self.out.clone() }
     }
 }

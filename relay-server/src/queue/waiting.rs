@@ -26,6 +26,9 @@ pub(crate) struct Waiting {
     presence: Mutex<Presence>,
 }
 
+/// A client that was there when the process before ended is back within this time, or away.
+const EXPECTED_FOR: Duration = Duration::from_secs(8);
+
 /// Who is there to take it.
 #[derive(Debug)]
 struct Presence {
@@ -35,6 +38,8 @@ struct Presence {
     missed: Missed,
     /// The store does not know it yet.
     unsaved: bool,
+    /// It was there a moment ago, at the process before this one: it is on its way until then.
+    expected_until: Option<Instant>,
 }
 
 /// A session is there, until this is dropped.
@@ -53,7 +58,8 @@ impl Drop for Attached {
 impl Waiting {
     /// What waits for an endpoint or a listener.
     pub(super) fn new(id: EndpointId, name: &str, listener: &str, room: Room) -> Self {
-        let presence = Presence { sessions: 0, seen_at: Timestamp::now(), missed: Missed::default(), unsaved: false };
+        let (seen_at, missed, expected_until) = (Timestamp::now(), Missed::default(), None);
+        let presence = Presence { sessions: 0, seen_at, missed, unsaved: false, expected_until };
         Self {
             id,
             name: name.to_owned(),
@@ -78,6 +84,16 @@ impl Waiting {
         self.backlog().set_queueing(Queueing::from_bytes(&row.rules));
         let mut presence = self.presence();
         (presence.seen_at, presence.missed) = (row.seen_at, row.missed);
+    }
+
+    /// Whoever was there a moment ago comes back in a moment.
+    pub(super) fn expect(&self) {
+        self.presence().expected_until = Some(Instant::now() + EXPECTED_FOR);
+    }
+
+    /// Until when whoever was there at the process before is to be waited for.
+    pub(crate) fn expected_until(&self) -> Option<Instant> {
+        self.presence().expected_until.filter(|until| *until > Instant::now())
     }
 
     /// What the store is to know.
@@ -110,8 +126,17 @@ impl Waiting {
     pub(crate) fn attach(self: &Arc<Self>) -> Attached {
         let mut presence = self.presence();
         presence.sessions += 1;
+        presence.expected_until = None;
         (presence.seen_at, presence.unsaved) = (Timestamp::now(), true);
         Attached(self.clone())
+    }
+
+    /// Notes whoever is there.
+    pub(super) fn seen_now(&self) {
+        let mut presence = self.presence();
+        if presence.sessions > 0 {
+            (presence.seen_at, presence.unsaved) = (Timestamp::now(), true);
+        }
     }
 
     /// A session is about to be there.

@@ -310,6 +310,7 @@ async fn one_that_cannot_be_kept_takes_no_other_with_it() {
     let store = place.open();
     let billing = endpoint(&*store).await;
     let row = super::TokenRow {
+        scope: crate::auth::Scope::Client,
         id: "tok_same".into(),
         name: "ann".into(),
         hash: [7; 32],

@@ -1,9 +1,11 @@
 //! The store in SQLite: what each call asks of the database.
 
+mod backup;
 mod database;
 mod schema;
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,16 +14,39 @@ use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
+use super::audit::{self, AuditRow, By, Note, Via};
 use super::{
-    CertificateRow, Claimed, Dead, DomainRow, EndpointId, EndpointRow, Later, ListenerRow, Missed, NewDelivery,
-    Payload, QueuedRow, Seq, Settled, Store, TokenRow,
+    CertificateRow, Claimed, Dead, DomainRow, EndpointId, EndpointRow, Later, ListenerRow, Listing, Missed,
+    NewDelivery, Payload, QueuedRow, Seq, Settled, Store, TokenRow,
 };
+pub(super) use backup::{backup, restore, versions};
 pub(super) use database::{Database, path};
+
+use crate::auth::Scope;
+use crate::protection::Protection;
 
 /// Tokens that were revoked or had expired this long ago are no longer listed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 86_400);
 
 impl Store for Database {
+    fn acting(&self, by: By) -> Arc<dyn Store> {
+        Arc::new(self.acted_on_by(by))
+    }
+
+    fn note(&self, note: Note) -> Later<'_, ()> {
+        let by = self.by.clone();
+        self.write(move |db| add(db, &by, &note))
+    }
+
+    fn audit_log(&self, before: Option<u64>, most: usize) -> Later<'_, Vec<AuditRow>> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let before = before.map(|before| i64::try_from(before).unwrap_or(i64::MAX));
+        self.read(move |db| {
+            let sql = "SELECT * FROM audit WHERE seq < ifnull(?, seq + 1) ORDER BY seq DESC LIMIT ?";
+            db.prepare_cached(sql)?.query_map(params![before, most], audit_row)?.collect()
+        })
+    }
+
     fn kept_key(&self, fresh: [u8; 32]) -> Later<'_, [u8; 32]> {
         self.write(move |db| {
             db.execute("INSERT INTO reset_key VALUES (1, ?) ON CONFLICT DO NOTHING", [fresh])?;
@@ -35,6 +60,7 @@ impl Store for Database {
     }
 
     fn insert_token(&self, row: TokenRow) -> Later<'_, ()> {
+        let by = self.by.clone();
         self.write(move |db| {
             let endpoints = row.endpoints.join(" ");
             // `hookway dev` makes one at each start.
@@ -42,7 +68,7 @@ impl Store for Database {
                 row.created_at.saturating_sub(FORGOTTEN_AFTER).map_or_else(|_| String::new(), |at| at.to_string());
             db.execute("DELETE FROM token WHERE revoked_at < ?1 OR expires_at < ?1", [old])?;
             db.execute(
-                "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 params![
                     row.id,
                     row.name,
@@ -51,9 +77,15 @@ impl Store for Database {
                     row.created_at.to_string(),
                     row.expires_at.map(|at| at.to_string()),
                     row.revoked_at.map(|at| at.to_string()),
+                    row.scope.name(),
                 ],
-            )
-            .map(drop)
+            )?;
+            let names = if endpoints.is_empty() { "any endpoint" } else { &endpoints };
+            let detail = match row.scope {
+                Scope::Client => format!("{}, for {names}", row.id),
+                scope => format!("{}, for the admin API ({})", row.id, scope.name()),
+            };
+            add(db, &by, &Note::done("token.create", row.name, detail))
         })
     }
 
@@ -65,17 +97,24 @@ impl Store for Database {
     }
 
     fn revoke_tokens(&self, id_or_name: &str, at: Timestamp) -> Later<'_, Vec<TokenRow>> {
-        let id_or_name = id_or_name.to_owned();
+        let (id_or_name, by) = (id_or_name.to_owned(), self.by.clone());
         self.write(move |db| {
             let mut query = db.prepare_cached(
-                "UPDATE token SET revoked_at = ?2 WHERE (id = ?1 OR name = ?1) AND revoked_at IS NULL RETURNING *",
+                "UPDATE token SET revoked_at = ?2
+                 WHERE (id = ?1 OR name = ?1 AND NOT EXISTS (SELECT 1 FROM token WHERE id = ?1)) AND revoked_at IS NULL
+                 RETURNING *",
             )?;
-            query.query_map(params![id_or_name, at.to_string()], token)?.collect()
+            let revoked: Vec<TokenRow> =
+                query.query_map(params![id_or_name, at.to_string()], token)?.collect::<Result<_, _>>()?;
+            let note = |row: &TokenRow| add(db, &by, &Note::done("token.revoke", &row.name, &row.id));
+            revoked.iter().try_for_each(note)?;
+            Ok(revoked)
         })
     }
 
     fn claim_endpoint(&self, name: &EndpointName, owner: &str, most: usize, at: Timestamp) -> Later<'_, Claimed> {
         let (name, owner, now, at) = (name.to_string(), owner.to_owned(), at.as_microsecond(), at.to_string());
+        let by = By::new(&owner, Via::Client);
         self.write(move |db| {
             let mut seen = db.prepare_cached("UPDATE endpoint SET last_seen_at = ?3 WHERE name = ?1 AND owner = ?2")?;
             let mut claim = db.prepare_cached(
@@ -92,7 +131,10 @@ impl Store for Database {
                 if let Some(until) = held {
                     return Ok(Claimed::Held(until));
                 }
-                claim.execute(params![name, owner, at, i64::try_from(most).unwrap_or(i64::MAX), now])?;
+                let most = i64::try_from(most).unwrap_or(i64::MAX);
+                if claim.execute(params![name, owner, at, most, now])? > 0 {
+                    add(db, &by, &Note::done("endpoint.claim", &name, ""))?;
+                }
             }
             let row = db.query_row("SELECT * FROM endpoint WHERE name = ?", [name], endpoint).optional()?;
             Ok(row.map_or(Claimed::TooMany, Claimed::Has))
@@ -136,15 +178,24 @@ impl Store for Database {
         at: Timestamp,
         held: Timestamp,
     ) -> Later<'_, bool> {
-        let (name, of, held) = (name.to_string(), of.map(|of| of.0), held.as_microsecond());
+        let (name, of, until) = (name.to_string(), of.map(|of| of.0), held);
+        let (held, by) = (held.as_microsecond(), self.by.clone());
+        let note = move |db: &Connection, name: &str, owner: &str| {
+            let detail = format!("{owner} alone can have it until {until:.0}");
+            add(db, &by, &Note::done("endpoint.release", name, detail))
+        };
         self.write(move |db| {
             let sql = "DELETE FROM endpoint WHERE name = ?1 AND id = ifnull(?2, id) RETURNING id, owner";
             let gone = db.query_row(sql, params![name, of], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
             let Some((id, owner)): Option<(u64, String)> = gone else {
                 let sql = "UPDATE held SET until = ?3 WHERE name = ?1 AND ?2 IS NULL AND until > ?4
-                               AND NOT EXISTS (SELECT 1 FROM endpoint WHERE name = ?1)";
-                return Ok(db.execute(sql, params![name, of, held, at.as_microsecond()])? > 0);
+                               AND NOT EXISTS (SELECT 1 FROM endpoint WHERE name = ?1) RETURNING owner";
+                let held = params![name, of, held, at.as_microsecond()];
+                let owner: Option<String> = db.query_row(sql, held, |row| row.get(0)).optional()?;
+                owner.iter().try_for_each(|owner| note(db, &name, owner))?;
+                return Ok(owner.is_some());
             };
+            note(db, &name, &owner)?;
             db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", params![name, owner, held])?;
             db.execute("DELETE FROM held WHERE until <= ?", [at.as_microsecond()])?;
             db.execute("DELETE FROM domain WHERE endpoint = ?", [id])?;
@@ -156,12 +207,30 @@ impl Store for Database {
         })
     }
 
+    fn put_protection(&self, name: &EndpointName, protection: Protection) -> Later<'_, bool> {
+        let (name, by) = (name.to_string(), self.by.clone());
+        self.write(move |db| {
+            let kept = if protection.is_none() { String::new() } else { json(&protection)? };
+            let there = db.execute("UPDATE endpoint SET protection = ? WHERE name = ?", params![kept, name])? > 0;
+            if there {
+                add(db, &by, &Note::done("endpoint.protect", name, protection.to_string()))?;
+            }
+            Ok(there)
+        })
+    }
+
     fn put_domain(&self, row: DomainRow) -> Later<'_, ()> {
+        let by = self.by.clone();
         self.write(move |db| {
             let mut put = db.prepare_cached(
                 "INSERT OR REPLACE INTO domain SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM endpoint WHERE id = ?2)",
             )?;
-            put.execute(params![row.host, row.endpoint.0, row.proved_at.as_microsecond()]).map(drop)
+            if put.execute(params![row.host, row.endpoint.0, row.proved_at.as_microsecond()])? > 0 {
+                let sql = "SELECT name FROM endpoint WHERE id = ?";
+                let name: String = db.query_row(sql, [row.endpoint.0], |row| row.get(0))?;
+                add(db, &by, &Note::done("domain.lead", row.host, format!("to {name}")))?;
+            }
+            Ok(())
         })
     }
 
@@ -170,10 +239,14 @@ impl Store for Database {
     }
 
     fn remove_domain(&self, host: &str, of: Option<EndpointId>) -> Later<'_, bool> {
-        let (host, of) = (host.to_owned(), of.map(|of| of.0));
+        let (host, of, by) = (host.to_owned(), of.map(|of| of.0), self.by.clone());
         self.write(move |db| {
             let sql = "DELETE FROM domain WHERE host = ?1 AND endpoint = ifnull(?2, endpoint)";
-            Ok(db.execute(sql, params![host, of])? > 0)
+            let there = db.execute(sql, params![host, of])? > 0;
+            if there {
+                add(db, &by, &Note::done("domain.release", host, ""))?;
+            }
+            Ok(there)
         })
     }
 
@@ -204,6 +277,18 @@ impl Store for Database {
 
     fn deliveries(&self) -> Later<'_, Vec<QueuedRow>> {
         self.read(|db| db.prepare_cached("SELECT * FROM delivery ORDER BY seq")?.query_map([], delivery)?.collect())
+    }
+
+    fn list(&self, listing: Listing) -> Later<'_, Vec<QueuedRow>> {
+        self.read(move |db| {
+            let sql = "SELECT * FROM delivery WHERE seq > ?1 AND (?2 IS NULL OR name = ?2)
+                           AND (?3 IS NULL OR (dead_since IS NOT NULL) = ?3) AND (?4 IS NULL OR id = ?4)
+                       ORDER BY seq LIMIT ?5";
+            let Listing { endpoint, dead, id, after, most } = listing;
+            let [after, most] = [i64::try_from(after), i64::try_from(most)].map(|it| it.unwrap_or(i64::MAX));
+            let id = id.map(|id| id.as_bytes().to_vec());
+            db.prepare_cached(sql)?.query_map(params![after, endpoint, dead, id, most], delivery)?.collect()
+        })
     }
 
     fn dead_letters(&self, endpoint: EndpointId, most: usize) -> Later<'_, Vec<QueuedRow>> {
@@ -249,8 +334,10 @@ impl Store for Database {
     }
 
     fn revive(&self, which: Dead, at: Timestamp) -> Later<'_, Vec<Seq>> {
+        let by = self.by.clone();
         self.write(move |db| {
             let all = dead(db, &which)?;
+            note_of(db, &by, "delivery.retry", &all)?;
             let mut revive = db.prepare_cached("UPDATE delivery SET dead_since = NULL, since = ? WHERE seq = ?")?;
             all.iter().try_for_each(|seq| revive.execute(params![at.as_microsecond(), seq]).map(drop))?;
             Ok(all)
@@ -304,7 +391,12 @@ impl Store for Database {
     }
 
     fn renew_certificates(&self, at: Timestamp) -> Later<'_, usize> {
-        self.write(move |db| db.execute("UPDATE certificate SET asked_at = ?", [at.as_microsecond()]))
+        let by = self.by.clone();
+        self.write(move |db| {
+            let count = db.execute("UPDATE certificate SET asked_at = ?", [at.as_microsecond()])?;
+            add(db, &by, &Note::done("certificate.renew", "all", format!("{count} due")))?;
+            Ok(count)
+        })
     }
 
     fn reusable(&self) -> Later<'_, u64> {
@@ -316,12 +408,54 @@ impl Store for Database {
     }
 
     fn remove(&self, which: Dead) -> Later<'_, Vec<Seq>> {
+        let by = self.by.clone();
         self.write(move |db| {
             let all = dead(db, &which)?;
+            // What has been kept long enough, the relay removes by itself.
+            if by.via != Via::Relay {
+                note_of(db, &by, "delivery.discard", &all)?;
+            }
             all.iter().try_for_each(|seq| delete(db, *seq))?;
             Ok(all)
         })
     }
+}
+
+/// Adds a line to the audit log, in the same transaction as what it tells of.
+fn add(db: &Connection, by: &By, note: &Note) -> rusqlite::Result<()> {
+    let Note { action, target, detail, refused } = note;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO audit (at, actor, via, action, target, detail, refused) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING seq",
+    )?;
+    let at = Timestamp::now().as_microsecond();
+    let row = params![at, &*by.actor, by.via.name(), action, target, detail, refused];
+    let seq: u64 = insert.query_row(row, |row| row.get(0))?;
+    let oldest = seq.saturating_sub(audit::MOST_KEPT);
+    if *refused {
+        let sql = "DELETE FROM audit WHERE refused = 1 AND seq <=
+                       (SELECT seq FROM audit WHERE refused = 1 ORDER BY seq DESC LIMIT 1 OFFSET ?)";
+        db.prepare_cached(sql)?.execute([audit::MOST_REFUSED_KEPT])?;
+    }
+    db.prepare_cached("DELETE FROM audit WHERE seq <= ?")?.execute([oldest]).map(drop)
+}
+
+/// Adds a line for each of a few deliveries, or one for many.
+fn note_of(db: &Connection, by: &By, action: &'static str, all: &[Seq]) -> rusqlite::Result<()> {
+    const FEW: usize = 20;
+    if all.len() > FEW {
+        return add(db, by, &Note::done(action, "many", format!("{} deliveries", all.len())));
+    }
+    for seq in all {
+        let sql = "SELECT id, name FROM delivery WHERE seq = ?";
+        let of = |row: &Row<'_>| Ok((DeliveryId::from_bytes(row.get(0)?).to_string(), row.get::<_, String>(1)?));
+        let (id, name) = db.prepare_cached(sql)?.query_row([seq], of)?;
+        add(db, by, &Note::done(action, id, format!("of {name}")))?;
+    }
+    Ok(())
+}
+
+fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 fn delete(db: &Connection, seq: Seq) -> rusqlite::Result<()> {
@@ -354,6 +488,21 @@ fn endpoint(row: &Row<'_>) -> rusqlite::Result<EndpointRow> {
         owner: row.get(2)?,
         created_at: parsed(row, 3)?,
         last_seen_at: parsed(row, 4)?,
+        protection: Protection::kept(&row.get::<_, String>(5)?)
+            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(5, rusqlite::types::Type::Text, error.into()))?,
+    })
+}
+
+fn audit_row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
+    Ok(AuditRow {
+        seq: row.get(0)?,
+        at: at(row, 1)?,
+        actor: row.get(2)?,
+        via: row.get(3)?,
+        action: row.get(4)?,
+        target: row.get(5)?,
+        detail: row.get(6)?,
+        refused: row.get(7)?,
     })
 }
 
@@ -412,6 +561,7 @@ fn token(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
         name: row.get("name")?,
         hash: row.get("hash")?,
         endpoints: endpoints.split_whitespace().map(str::to_owned).collect(),
+        scope: parsed(row, 7)?,
         created_at: parsed(row, 4)?,
         expires_at: row.get::<_, Option<String>>(5)?.map(|_| parsed(row, 5)).transpose()?,
         revoked_at: row.get::<_, Option<String>>(6)?.map(|_| parsed(row, 6)).transpose()?,

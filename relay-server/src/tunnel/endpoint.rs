@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{self, Link, LinkError, Quiet, Side, StreamError};
@@ -40,8 +41,7 @@ const STOPPING: &str = "the relay is stopping";
 /// Takes clients.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    endpoint: quinn::Endpoint,
-    config: Config,
+    config: Arc<ArcSwap<Config>>,
     doorkeeper: Doorkeeper,
     domains: Domains,
     queue: Arc<Queue>,
@@ -67,31 +67,42 @@ pub(crate) struct Parts {
     pub(crate) reset_key: [u8; 32],
 }
 
-impl Tunnel {
+/// Where clients come over QUIC.
+#[derive(Debug)]
+pub(crate) struct Listener(quinn::Endpoint);
+
+impl Listener {
     /// Listens on a UDP socket.
-    pub(crate) fn bind(
+    pub(crate) fn new(
         socket: UdpSocket,
         tls: rustls::ServerConfig,
-        config: Config,
-        parts: Parts,
-    ) -> std::io::Result<Arc<Self>> {
+        max_handshakes: usize,
+        reset_key: &[u8; 32],
+    ) -> std::io::Result<Self> {
         let crypto = QuicServerConfig::try_from(tls).map_err(std::io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        server.transport_config(link::transport(Side::Relay)).max_incoming(config.max_handshakes);
+        server.transport_config(link::transport(Side::Relay)).max_incoming(max_handshakes);
         // Packets of connections not yet accepted; a client says little before it is.
         server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(16 << 20);
         let runtime = Arc::new(TokioRuntime);
         // With the key of the run before, clients of that run learn at once that it is over (RFC 9000 §10.3).
-        let reset = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &parts.reset_key)));
-        let endpoint = quinn::Endpoint::new(reset, Some(server), socket, runtime)?;
+        let reset = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
+        Ok(Self(quinn::Endpoint::new(reset, Some(server), socket, runtime)?))
+    }
+}
+
+impl Tunnel {
+    /// Clients are taken for these.
+    pub(crate) fn new(config: Config, parts: Parts) -> Arc<Self> {
         let domains = Domains::new(&parts, config.resolver);
         let Parts { store, queue, registry, metrics, shutdown, urls, .. } = parts;
         let uploads = shutdown.work.clone();
-        let common = Common { uploads, reply_timeout: config.reply_timeout, reply_bytes: metrics.reply_bytes.clone() };
-        Ok(Arc::new(Self {
-            endpoint,
-            config,
-            doorkeeper: Doorkeeper::new(store, registry, metrics, config, urls),
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let common = Common { uploads, config: config.clone(), reply_bytes: metrics.reply_bytes.clone() };
+        let (live, config) = (config.clone(), **config.load());
+        Arc::new(Self {
+            doorkeeper: Doorkeeper::new(store, registry, metrics, live.clone(), urls),
+            config: live,
             domains,
             queue,
             common,
@@ -100,28 +111,46 @@ impl Tunnel {
             handshakes_per_ip: PerAddress::new(config.max_handshakes_per_ip),
             unproven_per_ip: PerAddress::new(config.max_handshakes_per_ip.div_ceil(8)),
             sessions: Mutex::default(),
-        }))
+        })
     }
 
-    /// Takes clients until the relay stops, then lets their exchanges finish and closes their links.
-    pub(crate) async fn run(self: Arc<Self>) {
-        loop {
-            let incoming = tokio::select! {
-                incoming = self.endpoint.accept() => incoming,
-                () = self.shutdown.stop_accepting.cancelled() => break,
-            };
-            let Some(incoming) = incoming else { break };
-            self.take(incoming);
+    /// Other limits, from now on; those of single packets and the name server stay.
+    pub(crate) fn limit(&self, config: Config) {
+        self.handshakes.most.set(config.max_handshakes);
+        self.handshakes_per_ip.most.set(config.max_handshakes_per_ip);
+        self.unproven_per_ip.most.set(config.max_handshakes_per_ip.div_ceil(8));
+        self.config.store(Arc::new(config));
+    }
+
+    /// Takes clients until the relay stops, then lets their exchanges finish and closes their links. Over QUIC as soon as
+    /// the process before has left the socket.
+    pub(crate) async fn run(self: Arc<Self>, listener: impl Future<Output = std::io::Result<Listener>>) {
+        let stopped = &self.shutdown.stop_accepting;
+        let listener = match stopped.run_until_cancelled(listener).await {
+            Some(Ok(Listener(endpoint))) => Some(endpoint),
+            Some(Err(error)) => {
+                tracing::error!(%error, "clients cannot come over QUIC");
+                None
+            }
+            None => None,
+        };
+        if let Some(endpoint) = &listener {
+            while let Some(Some(incoming)) = stopped.run_until_cancelled(endpoint.accept()).await {
+                self.take(incoming);
+            }
+            endpoint.set_server_config(None);
         }
-        self.endpoint.set_server_config(None);
         self.shutdown.close.cancelled().await;
         let links: Vec<Link> = self.sessions().values().map(|session| session.link.clone()).collect();
         links.iter().for_each(|link| link.close(STOPPING));
-        self.endpoint.close(0u32.into(), STOPPING.as_bytes());
+        if let Some(endpoint) = &listener {
+            endpoint.close(0u32.into(), STOPPING.as_bytes());
+        }
         // Tells the clients; they would notice by themselves within seconds.
         let told = async {
             let flushed = futures_util::future::join_all(links.iter().map(Link::flushed));
-            tokio::join!(self.endpoint.wait_idle(), flushed);
+            let idle = futures_util::future::OptionFuture::from(listener.as_ref().map(quinn::Endpoint::wait_idle));
+            tokio::join!(idle, flushed);
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
     }
@@ -132,6 +161,10 @@ impl Tunnel {
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         remote: SocketAddr,
     ) {
+        if self.shutdown.stop_accepting.is_cancelled() {
+            // Its next try finds the process that has taken over.
+            return;
+        }
         let Some(places) = self.places(remote.ip().to_canonical(), &self.handshakes_per_ip) else {
             return metrics::count(&self.doorkeeper.metrics.handshakes_refused, "too_many");
         };
@@ -148,7 +181,7 @@ impl Tunnel {
         // it gets a few places, and none under load, and takes none from itself.
         let proven = incoming.remote_address_validated();
         let per_ip = if proven { &self.handshakes_per_ip } else { &self.unproven_per_ip };
-        let allowed = proven || self.handshakes.used() < self.config.max_handshakes / 2;
+        let allowed = proven || self.handshakes.used() < self.config.load().max_handshakes / 2;
         let Some(places) = allowed.then(|| self.places(address, per_ip)).flatten() else {
             if proven {
                 metrics::count(&metrics.handshakes_refused, "too_many");
@@ -180,7 +213,8 @@ impl Tunnel {
         let tunnel = self.clone();
         self.shutdown.rest.spawn(async move {
             // In a box, for the room of it is free again when a client is in: most of its life it is idle.
-            let admitted = tokio::time::timeout(tunnel.config.handshake_timeout, Box::pin(tunnel.admit(link)));
+            let within = tunnel.config.load().handshake_timeout;
+            let admitted = tokio::time::timeout(within, Box::pin(tunnel.admit(link)));
             let Some(admitted) = tunnel.shutdown.close.run_until_cancelled(admitted).await else { return };
             drop(places);
             match admitted {
@@ -222,7 +256,8 @@ impl Tunnel {
         // What can be told of each endpoint: that it was taken over, and that it was left.
         let (to_tell, released) = mpsc::channel(2 * granted.names.len() + 1);
         let session = Session::new(id.clone(), granted.grant.clone(), link.clone(), to_tell, self.common.clone());
-        let listed = self.list(&session).ok_or_else(|| too_many_sessions(self.config.max_sessions))?;
+        let most = self.config.load().max_sessions;
+        let listed = self.list(&session, most).ok_or_else(|| too_many_sessions(most))?;
         // Once more: one revoked before the session was listed would not be noticed.
         self.doorkeeper.check_again(&granted.grant).await?;
         let registry = &self.doorkeeper.registry;
@@ -245,10 +280,10 @@ impl Tunnel {
     }
 
     /// Lists a session among those that may be cut off, unless its owner has too many.
-    fn list(self: &Arc<Self>, session: &Arc<Session>) -> Option<Listed> {
+    fn list(self: &Arc<Self>, session: &Arc<Session>, most: usize) -> Option<Listed> {
         let mut sessions = self.sessions();
         let of_owner = sessions.values().filter(|other| other.grant.owner == session.grant.owner).count();
-        if of_owner >= self.config.max_sessions {
+        if of_owner >= most {
             return None;
         }
         sessions.insert(session.id.clone(), session.clone());
@@ -342,7 +377,8 @@ impl Tunnel {
                 }
                 () = self.shutdown.stop_accepting.cancelled(), if !told => {
                     told = true;
-                    Some(RelayMessage::GoAway(GoAway { reconnect_after_ms: 500 }))
+                    let successor = self.shutdown.has_successor();
+                    Some(RelayMessage::GoAway(GoAway { reconnect_after_ms: 500, successor }))
                 }
             };
             if let Some(message) = message
@@ -395,6 +431,11 @@ impl Tunnel {
             session.link.close("the token was revoked or has expired");
         }
         Ok(())
+    }
+
+    /// The clients that are connected.
+    pub(crate) fn sessions_now(&self) -> Vec<Arc<Session>> {
+        self.sessions().values().cloned().collect()
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {

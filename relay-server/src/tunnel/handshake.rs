@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::link::{Control, Link, StreamError};
@@ -39,7 +40,7 @@ pub(super) struct Doorkeeper {
     pub(super) store: Arc<dyn Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) metrics: Arc<Metrics>,
-    config: Config,
+    config: Arc<ArcSwap<Config>>,
     urls: Urls,
     failures: Throttle<Address>,
 }
@@ -61,7 +62,7 @@ impl Urls {
     }
 
     /// The HTTPS URL of a host name.
-    pub(super) fn https(&self, host: &str) -> String {
+    pub(crate) fn https(&self, host: &str) -> String {
         url("https", host, self.https_port, 443)
     }
 }
@@ -87,7 +88,7 @@ impl Doorkeeper {
         store: Arc<dyn Store>,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        config: Config,
+        config: Arc<ArcSwap<Config>>,
         urls: Urls,
     ) -> Self {
         let failures = Throttle::new(MAX_FAILURES, FAILURE_WINDOW);
@@ -178,7 +179,7 @@ impl Doorkeeper {
             self.failures.failed(address, Instant::now());
             return Err(wrong_token());
         };
-        let (asked, most) = (hello.endpoints.len(), self.config.max_endpoints);
+        let (asked, most) = (hello.endpoints.len(), self.config.load().max_endpoints);
         if asked > most {
             let reason = format!("{asked} endpoints asked for; a session has at most {most}");
             return Err((refused(Code::Limit, &reason, "ask for fewer"), "endpoints"));
@@ -215,7 +216,7 @@ impl Doorkeeper {
         loop {
             let name = Registry::asked_for(text, grant)?;
             tries -= 1;
-            match self.registry.own(&name, grant, self.config.max_names).await {
+            match self.registry.own(&name, grant, self.config.load().max_names).await {
                 Err(ClaimError::Taken(_) | ClaimError::Held(..)) if text.is_empty() && tries > 0 => {}
                 owned => return owned.map(|()| name),
             }

@@ -3,21 +3,29 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hookway_protocol::host::{EndpointName, Host};
 use hookway_protocol::message::{Queueing, Share};
 use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::names;
 use super::session::Session;
 use crate::auth::{Grant, Owner};
-use crate::limits::{self, Gate, Pass, Refusal};
+use crate::limits::{self, Gate, Pass, Rate, Refusal};
+use crate::protection::{Guard, Protection};
 use crate::queue::{self, Attached, Queue, Waiting};
 use crate::store::{Claimed, DomainRow, EndpointId, EndpointRow, HELD_FOR, Store, StoreError};
 
 /// A developer's own host names that may lead to one endpoint.
 const MAX_DOMAINS: usize = 64;
+
+/// A delivery waits no longer for a client that is expected: senders wait as little as 3 s for their answer.
+const AWAITED_FOR: Duration = Duration::from_secs(2);
 
 /// All endpoints, by name.
 #[derive(Debug)]
@@ -31,7 +39,7 @@ pub(crate) struct Registry {
     pub(super) queue: Arc<Queue>,
     /// Held while the store is read or changed and what came of it taken over here.
     changes: tokio::sync::Mutex<()>,
-    limits: limits::Config,
+    limits: ArcSwap<limits::Config>,
 }
 
 #[derive(Debug, Default)]
@@ -51,17 +59,20 @@ impl Names {
 /// A public host name. It outlives the sessions that serve it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    pub(super) id: EndpointId,
+    pub(crate) id: EndpointId,
     pub(crate) name: EndpointName,
     /// What waits for whoever serves it.
     pub(crate) waiting: Arc<Waiting>,
     pub(super) owner: Owner,
     gate: Gate,
     owner_gate: Arc<Gate>,
+    guard: ArcSwap<Guard>,
     /// In the order in which they came.
     serving: RwLock<Vec<Serving>>,
     /// Counts deliveries among those that take turns.
     turn: AtomicUsize,
+    /// Somebody serves it now who did not before.
+    arrived: Notify,
 }
 
 /// Who serves an endpoint.
@@ -155,6 +166,24 @@ impl Endpoint {
         self.serving.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What protects it.
+    pub(crate) fn guard(&self) -> Arc<Guard> {
+        self.guard.load_full()
+    }
+
+    /// Protects it so from now on, within the relay's own limits.
+    fn protect(&self, protection: &Protection, limits: &limits::Config) {
+        if self.guard.load().protection != *protection {
+            self.guard.store(Arc::new(Guard::new(protection.clone())));
+        }
+        self.limit(limits);
+    }
+
+    fn limit(&self, limits: &limits::Config) {
+        let own = self.guard.load().protection.rate.unwrap_or(Rate::OFF);
+        self.gate.set(limits.rate.min(own), limits.max_concurrent);
+    }
+
     /// A place for one more delivery.
     pub(crate) fn enter(&self) -> Result<Pass, Refusal> {
         Ok(Pass::new(self.gate.enter()?, self.owner_gate.enter()?))
@@ -172,8 +201,26 @@ impl Endpoint {
         self.owner == grant.owner && grant.allows(&self.name)
     }
 
+    /// Waits for the client that was there when the process before this one ended: it is on its way.
+    pub(crate) async fn expected(&self) {
+        let Some(until) = self.waiting.expected_until().filter(|_| self.clients() == 0) else { return };
+        let until = until.min(Instant::now() + AWAITED_FOR);
+        let arrived = self.arrived.notified();
+        tokio::pin!(arrived);
+        arrived.as_mut().enable();
+        if self.clients() == 0 {
+            let _ = tokio::time::timeout_at(until, arrived).await;
+        }
+    }
+
+    /// The sessions that serve it now.
+    pub(crate) fn served_by(&self) -> Vec<String> {
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        serving.iter().map(|serving| serving.session.id.clone()).collect()
+    }
+
     /// How many sessions serve it now.
-    pub(super) fn clients(&self) -> usize {
+    pub(crate) fn clients(&self) -> usize {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
@@ -234,6 +281,7 @@ impl Claimable {
         let gone: Vec<Serving> = serving.extract_if(.., |other| !other.is_beside(&new)).collect();
         serving.push(new);
         drop(serving);
+        endpoint.arrived.notify_waiters();
         for before in gone {
             before.session.released(&endpoint.name, "another client of the same token has taken it over");
         }
@@ -256,10 +304,25 @@ impl Registry {
         limits: limits::Config,
     ) -> Result<Self, StoreError> {
         let (names, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::Mutex::default());
+        let limits = ArcSwap::from_pointee(limits);
         let registry = Self { names, domain, gates, store, queue, changes, limits };
         registry.refresh().await?;
         registry.queue.load().await?;
         Ok(registry)
+    }
+
+    /// Other limits, from now on.
+    pub(crate) fn limit(&self, limits: limits::Config) {
+        self.limits.store(Arc::new(limits));
+        self.names().endpoints.values().for_each(|endpoint| endpoint.limit(&limits));
+        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = gates.values().filter_map(Weak::upgrade);
+        all.for_each(|gate| gate.set(limits.token_rate, limits.token_max_concurrent));
+    }
+
+    /// All endpoints.
+    pub(crate) fn all(&self) -> Vec<Arc<Endpoint>> {
+        self.names().endpoints.values().cloned().collect()
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Endpoint>> {
@@ -301,7 +364,7 @@ impl Registry {
     }
 
     /// The developers' own host names that lead to an endpoint.
-    pub(super) fn domains_of(&self, endpoint: &Endpoint) -> Vec<String> {
+    pub(crate) fn domains_of(&self, endpoint: &Endpoint) -> Vec<String> {
         let names = self.names();
         let led = names.domains.iter().filter(|(_, (_, id))| *id == endpoint.id);
         let mut own: Vec<_> = led.map(|(host, _)| host.clone()).collect();
@@ -397,8 +460,10 @@ impl Registry {
             });
             let by_id: HashMap<EndpointId, EndpointName> =
                 rows.iter().map(|(name, row)| (row.id, name.clone())).collect();
+            let limits = self.limits.load();
             for (name, row) in rows {
-                endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, &row));
+                let endpoint = endpoints.entry(name.clone()).or_insert_with(|| self.endpoint(name, &row));
+                endpoint.protect(&row.protection, &limits);
             }
             self.queue.retain(|id| by_id.contains_key(&id));
             let all = domains.into_iter().filter_map(|row| {
@@ -480,10 +545,14 @@ impl Registry {
     fn endpoint(&self, name: EndpointName, row: &EndpointRow) -> Arc<Endpoint> {
         let owner = Owner::from(row.owner.as_str());
         let waiting = self.queue.of(row);
-        let gate = Gate::new(self.limits.rate, self.limits.max_concurrent);
+        let limits = self.limits.load();
+        let gate = Gate::new(limits.rate, limits.max_concurrent);
         let owner_gate = self.owner_gate(&owner);
-        let (id, serving, turn) = (row.id, RwLock::default(), AtomicUsize::default());
-        Arc::new(Endpoint { id, name, waiting, owner, gate, owner_gate, serving, turn })
+        let guard = ArcSwap::from_pointee(Guard::new(row.protection.clone()));
+        let (id, serving, turn, arrived) = (row.id, RwLock::default(), AtomicUsize::default(), Notify::new());
+        let endpoint = Endpoint { id, name, waiting, owner, gate, owner_gate, guard, serving, turn, arrived };
+        endpoint.limit(&limits);
+        Arc::new(endpoint)
     }
 
     fn owner_gate(&self, owner: &Owner) -> Arc<Gate> {
@@ -491,7 +560,8 @@ impl Registry {
         if let Some(gate) = gates.get(owner).and_then(Weak::upgrade) {
             return gate;
         }
-        let gate = Arc::new(Gate::new(self.limits.token_rate, self.limits.token_max_concurrent));
+        let limits = self.limits.load();
+        let gate = Arc::new(Gate::new(limits.token_rate, limits.token_max_concurrent));
         gates.retain(|_, gate| gate.strong_count() > 0);
         gates.insert(owner.clone(), Arc::downgrade(&gate));
         gate

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use hookway_protocol::body::{self, Unsent};
 use hookway_protocol::frame::{self, Frame};
@@ -12,13 +13,15 @@ use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::{Link, LinkError, Sender, Signs, Stream, StreamError};
 use hookway_protocol::message::Released;
 use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::reply;
+use super::{Config, reply};
 use crate::auth::Grant;
 use crate::delivery::{Body, Delivery, Reply, Undelivered};
 use crate::public::{Inbound, InboundError};
@@ -44,6 +47,7 @@ pub(crate) struct Session {
     released: mpsc::Sender<Released>,
     /// Its app was away, and may be until then.
     app_away: Mutex<Option<Instant>>,
+    since: Timestamp,
     common: Common,
 }
 
@@ -52,8 +56,7 @@ pub(crate) struct Session {
 pub(super) struct Common {
     /// Uploads that go on while the reply is passed back.
     pub(super) uploads: TaskTracker,
-    /// A reply must begin within this time.
-    pub(super) reply_timeout: Duration,
+    pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) reply_bytes: Counter,
 }
 
@@ -65,7 +68,27 @@ impl Session {
         released: mpsc::Sender<Released>,
         common: Common,
     ) -> Arc<Self> {
-        Arc::new(Self { id, grant, link, idle: Mutex::default(), released, app_away: Mutex::default(), common })
+        let (idle, app_away, since) = (Mutex::default(), Mutex::default(), Timestamp::now());
+        Arc::new(Self { id, grant, link, idle, released, app_away, since, common })
+    }
+
+    /// Who has it.
+    pub(crate) fn owner(&self) -> &str {
+        self.grant.owner.as_str()
+    }
+
+    /// Ends it; its client may come back.
+    pub(crate) fn end(&self, why: &str) {
+        self.link.close(why);
+    }
+
+    /// What an operator sees of it.
+    pub(crate) fn shown(&self) -> serde_json::Value {
+        json!({
+            "id": self.id, "owner": self.owner(), "token": self.grant.token_id, "remote": self.link.remote(),
+            "transport": self.link.transport().name(), "since": self.since,
+            "rtt_ms": (self.link.rtt().as_secs_f64() * 1e4).round() / 10.0,
+        })
     }
 
     /// Its app was not there for a delivery.
@@ -90,7 +113,7 @@ impl Session {
     /// Puts a delivery to the client and waits for the reply's head, for a bounded time. A whole body can be put again
     /// after an error, and any after [`Undelivered::Unsent`].
     pub(crate) async fn forward(self: &Arc<Self>, delivery: &mut Delivery) -> Result<Reply, Undelivered> {
-        let exchange = tokio::time::timeout(self.common.reply_timeout, self.exchange(delivery));
+        let exchange = tokio::time::timeout(self.common.config.load().reply_timeout, self.exchange(delivery));
         exchange.await.unwrap_or(Err(Undelivered::TimedOut))
     }
 

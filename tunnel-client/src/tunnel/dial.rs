@@ -33,6 +33,9 @@ const MAX_ADDRESSES: usize = 8;
 /// One transport is tried alone for this long, where it is known or likely to work.
 const ALONE: Duration = Duration::from_millis(500);
 
+/// Between two tries to reach a relay's new process.
+const SUCCESSOR_AGAIN: Duration = Duration::from_millis(200);
+
 /// QUIC goes on for this long when TCP has failed.
 const QUIC_ALONE: Duration = Duration::from_secs(3);
 
@@ -158,6 +161,21 @@ impl Dialer {
                     self.networks.udp_failed();
                 }
             }
+        }
+    }
+
+    /// A link to the process that has taken over at the relay: over TCP, for the one before has the UDP socket to its
+    /// end. Never, where TCP is not wanted.
+    pub(super) async fn successor(&self) -> Link {
+        if self.choice == Transports::Quic {
+            return std::future::pending().await;
+        }
+        loop {
+            match self.h2().await {
+                Ok(link) => return link,
+                Err(why) => tracing::debug!(why, "the relay's new process cannot be reached yet"),
+            }
+            tokio::time::sleep(SUCCESSOR_AGAIN).await;
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Session {
 pub(super) struct Held {
     endpoints: Mutex<Vec<String>>,
     moving: Mutex<Moving>,
+    /// Another process has taken over at the relay.
+    succeeded: CancellationToken,
 }
 
 /// Whether another session of this client takes the endpoints over.
@@ -71,6 +73,11 @@ impl Held {
 
     fn state(&self) -> MutexGuard<'_, Moving> {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until another process has taken over at the relay.
+    pub(super) async fn succeeded(&self) {
+        self.succeeded.cancelled().await;
     }
 
     /// Another session of this client takes them over now.
@@ -147,7 +154,11 @@ impl Session {
             backlogs: welcome.endpoints.iter().filter_map(backlog).collect(),
         };
         let endpoints: Vec<_> = welcome.endpoints.into_iter().map(|endpoint| endpoint.name).collect();
-        let held = Arc::new(Held { endpoints: Mutex::new(endpoints), moving: Mutex::new(Moving::No) });
+        let held = Arc::new(Held {
+            endpoints: Mutex::new(endpoints),
+            moving: Mutex::new(Moving::No),
+            succeeded: CancellationToken::new(),
+        });
         let exchanges = Arc::new(Exchanges::new(forwarder, recorder, settings.opening_key.clone()));
         let is_first = exchanges.events().link().welcomed.is_none();
         if is_first && !settings.domains.is_empty() && !welcome.features.iter().any(|feature| feature == DOMAINS) {
@@ -295,6 +306,9 @@ impl Talk<'_> {
                     // The relay is stopping: it closes the link when what is in flight is done.
                     Ok(Some(FromRelay { message: Some(RelayMessage::GoAway(goaway)) })) => {
                         let _ = self.back_in.set(Duration::from_millis(goaway.reconnect_after_ms.into()));
+                        if goaway.successor {
+                            self.held.succeeded.cancel();
+                        }
                         None
                     }
                     Ok(Some(FromRelay { message: Some(RelayMessage::Backlog(backlog)) })) => self.backlog(backlog),

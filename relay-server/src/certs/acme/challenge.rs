@@ -13,6 +13,7 @@ use rustls::sign::CertifiedKey;
 
 use crate::certs::dns::Zone;
 use crate::certs::dns::update::{Server, UpdateError};
+use crate::handover;
 
 /// A hook must have done its work within this time.
 const HOOK_TIME: Duration = Duration::from_secs(30);
@@ -150,6 +151,8 @@ async fn hook(command: &PathBuf, record: &str, value: &str, present: bool) -> Re
     let failed = |why| Unshown::Hook { command: command.clone(), what, record: record.to_owned(), why };
     let mut child = tokio::process::Command::new(command);
     child.args([what, record, value]).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    // It is no relay's successor.
+    child.env_remove(handover::VARIABLE);
     let output = tokio::time::timeout(HOOK_TIME, child.output()).await;
     let output = output.map_err(|_| failed(format!("it was ended after {} s", HOOK_TIME.as_secs())))?;
     let output = output.map_err(|error| failed(error.to_string()))?;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::schema;
-use crate::store::{Later, StoreError};
+use crate::store::{By, Later, StoreError};
 
 const FILE: &str = "relay.db";
 /// Calls that wait for a thread; more callers wait to be among them. So many are committed together at most.
@@ -19,6 +19,8 @@ const MAX_WAITING: usize = 256;
 /// A handle to the threads that own the connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
+    /// Who acts, for the audit log.
+    pub(super) by: By,
     writer: mpsc::Sender<Box<dyn Work>>,
     reader: mpsc::Sender<Box<dyn Work>>,
 }
@@ -92,7 +94,7 @@ impl Database {
             Ok(db)
         };
         let mut write = connect().map_err(|e: rusqlite::Error| failed(e.into()))?;
-        schema::prepare(&mut write).map_err(|error| match error {
+        schema::prepare(&mut write, &path).map_err(|error| match error {
             StoreError::Failed(source) => failed(Box::new(source)),
             error => error,
         })?;
@@ -102,7 +104,13 @@ impl Database {
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&mut db, &mut next));
             thread.map(|_| work).map_err(|e| failed(e.into()))
         };
-        Ok(Self { writer: start("store", write_all, write)?, reader: start("store-read", read_all, read)? })
+        let by = By::relay();
+        Ok(Self { by, writer: start("store", write_all, write)?, reader: start("store-read", read_all, read)? })
+    }
+
+    /// The same, acted on by somebody else.
+    pub(super) fn acted_on_by(&self, by: By) -> Self {
+        Self { by, ..self.clone() }
     }
 
     /// Runs `work` after what was asked before; all or nothing, and on disk when it is answered.

@@ -1,11 +1,14 @@
 //! The tables, and how those of earlier versions become these.
 
+use std::path::Path;
+
 use rusqlite::Connection;
 
+use super::backup;
 use crate::store::StoreError;
 
 /// What each version of the schema adds to the one before.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
     CREATE TABLE token (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE, endpoints TEXT NOT NULL,
@@ -59,24 +62,55 @@ const MIGRATIONS: [&str; 5] = [
     CREATE TABLE held (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until INTEGER NOT NULL) STRICT;
     CREATE TABLE domain (host TEXT PRIMARY KEY, endpoint INTEGER NOT NULL, proved_at INTEGER NOT NULL) STRICT;
 ",
+    // What tokens are for, what protects endpoints, and who changed what.
+    "
+    ALTER TABLE token ADD COLUMN scope TEXT NOT NULL DEFAULT 'client';
+    ALTER TABLE endpoint ADD COLUMN protection TEXT NOT NULL DEFAULT '';
+    CREATE TABLE audit (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
+        action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL, refused INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX audit_refused ON audit (seq) WHERE refused = 1;
+",
 ];
 /// Pages of the log before they are moved into the file: moving them costs two more waits for the disk.
 const CHECKPOINT_PAGES: u32 = 8192;
 
-/// Sets the connection up, and adds to an earlier version what it lacks.
-pub(super) fn prepare(db: &mut Connection) -> Result<(), StoreError> {
+/// The version that this program makes of a store.
+pub(super) const NEWEST: i64 = MIGRATIONS.len() as i64;
+
+/// The version of a store; 0 for an empty file.
+pub(super) fn version(db: &Connection) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Sets the connection up, and adds to an earlier version what it lacks: once a copy of it is on disk.
+pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    // Before anything is written: what a newer version made is left as it is.
+    let found = version(db)?;
+    if found > NEWEST {
+        return Err(StoreError::Newer(found));
+    }
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    // Others may be about the same: from here on nobody else writes.
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    let version: i64 = change.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let version = version(&change)?;
     let Some(missing) = usize::try_from(version).ok().and_then(|version| MIGRATIONS.get(version..)) else {
         return Err(StoreError::Newer(version));
     };
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if version > 0 {
+        let copy = backup::keep_copy(path, version)?;
+        tracing::info!(copy = %copy.display(), from = version, to = NEWEST, "the store's schema is changed");
+    }
     for migration in missing {
         change.execute_batch(migration)?;
     }
-    change.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    change.pragma_update(None, "user_version", NEWEST)?;
     Ok(change.commit()?)
 }
 

@@ -1,0 +1,68 @@
+//! `hookway-relay backup` and `restore`.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use hookway_relay::cli::StoreArgs;
+use hookway_relay::store::{self, Backup, Note, StoreError};
+use serde_json::json;
+
+use super::{open, this_account};
+
+pub(crate) async fn backup(args: StoreArgs, file: &Path) -> anyhow::Result<ExitCode> {
+    let opened = open(&args)?;
+    let made = store::backup(&args.data_dir, file).map_err(|error| match error {
+        StoreError::There(_) => explained(error, "choose another name; backups are not written over"),
+        error => explained(error, "check that the folder can be written and has room"),
+    })?;
+    opened.note(Note::done("store.backup", file.display().to_string(), summary(&made))).await?;
+    tell(&args, "backup", file, &made);
+    if !args.json {
+        tell!("It is as secret as the data folder: whoever has it can read what waits, and pass for this relay.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn restore(args: StoreArgs, file: &Path) -> anyhow::Result<ExitCode> {
+    let folder = args.data_dir.display().to_string();
+    let is_running = hookway_relay::running(&args.data_dir).ok().flatten().is_some();
+    anyhow::ensure!(!is_running, "a relay runs on {folder}\n  next:  systemctl stop hookway-relay");
+    let restored = store::restore(file, &args.data_dir).map_err(|error| match error {
+        StoreError::There(_) => explained(
+            error,
+            &format!("move what is there away:  mv {folder} {folder}.old      or give another --data-dir"),
+        ),
+        StoreError::Newer(_) => explained(error, "restore it with the version that made it, or a later one"),
+        error => explained(error, "take another backup, and check that --data-dir can be written"),
+    })?;
+    let opened = store::open(&args.data_dir)?.acting(this_account());
+    opened.note(Note::done("store.restore", file.display().to_string(), summary(&restored))).await?;
+    tell(&args, "restored", file, &restored);
+    if !args.json && restored.deliveries > 0 {
+        tell!("What waited is marked as a possible duplicate: it may have been handed over after the backup was made.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explained(error: StoreError, next: &str) -> anyhow::Error {
+    let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
+    let cause = if causes.len() > 1 { format!("\n  cause: {}", causes[1..].join(": ")) } else { String::new() };
+    anyhow::anyhow!("{}{cause}\n  next:  {next}", causes[0])
+}
+
+fn summary(backup: &Backup) -> String {
+    let Backup { made_at, version, endpoints, tokens, deliveries, .. } = backup;
+    format!("made {made_at:.0} by {version}: {endpoints} endpoints, {tokens} tokens, {deliveries} deliveries")
+}
+
+fn tell(args: &StoreArgs, event: &str, file: &Path, backup: &Backup) {
+    if args.json {
+        let mut line = json!(backup);
+        (line["event"], line["file"]) = (event.into(), file.display().to_string().into());
+        line["bytes"] = file.metadata().map_or(0, |data| data.len()).into();
+        say!("{line}");
+    } else {
+        say!("{event}  {}: {}", file.display(), summary(backup));
+    }
+}

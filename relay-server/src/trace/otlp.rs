@@ -1,0 +1,193 @@
+//! Spans by OTLP over HTTP. The rest of OpenTelemetry's settings (service name, sampler, batches, headers) are its own
+//! variables.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, Tracer as _, TracerProvider as _};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_http::{Bytes, HeaderExtractor, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span as SdkSpan};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+
+use super::TraceError;
+
+/// The collector must answer within this time, and what it answers is shorter.
+const ANSWER_IN: Duration = Duration::from_secs(10);
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Makes spans and sends them.
+#[derive(Debug)]
+pub(super) struct Spans {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+}
+
+#[derive(Debug)]
+pub(super) struct Span(SdkSpan);
+
+impl Spans {
+    pub(super) fn new() -> Result<Self, TraceError> {
+        let exporter = SpanExporter::builder().with_http().with_http_client(Collector(Handle::current())).build();
+        let exporter = exporter.map_err(|error| TraceError(error.to_string()))?;
+        Ok(Self::of(SdkTracerProvider::builder().with_batch_exporter(exporter)))
+    }
+
+    fn of(provider: opentelemetry_sdk::trace::TracerProviderBuilder) -> Self {
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let resource = Resource::builder().with_service_name("hookway-relay").with_attribute(version).build();
+        let provider = provider.with_resource(resource).build();
+        Self { tracer: provider.tracer("hookway-relay"), provider }
+    }
+
+    pub(super) fn begin(&self, method: &Method, headers: &HeaderMap) -> Span {
+        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
+        let method = method.as_str().to_owned();
+        let builder = SpanBuilder::from_name(method.clone())
+            .with_kind(SpanKind::Server)
+            .with_attributes([KeyValue::new("http.request.method", method)]);
+        Span(self.tracer.build_with_context(builder, &parent))
+    }
+
+    pub(super) async fn finish(&self) {
+        // It waits for a thread that waits for this runtime.
+        let provider = self.provider.clone();
+        let _ = tokio::task::spawn_blocking(move || provider.shutdown()).await;
+    }
+}
+
+impl Span {
+    pub(super) fn traceparent(&self) -> String {
+        let context = self.0.span_context();
+        format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags().to_u8())
+    }
+
+    pub(super) fn end(mut self, delivery: &str, status: u16, reason: Option<&'static str>) {
+        self.0.set_attribute(KeyValue::new("hookway.delivery", delivery.to_owned()));
+        self.0.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
+        if let Some(reason) = reason {
+            self.0.set_attribute(KeyValue::new("hookway.reason", reason));
+        }
+        if status >= 500 {
+            self.0.set_status(Status::error(""));
+        }
+        self.0.end();
+    }
+}
+
+/// Asks the collector, on the relay's runtime: the batches are made by a thread that has none.
+#[derive(Debug)]
+struct Collector(Handle);
+
+impl HttpClient for Collector {
+    fn send_bytes<'a, 'b>(
+        &'a self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        let asked = self.0.spawn(async move { tokio::time::timeout(ANSWER_IN, ask(request)).await? });
+        Box::pin(async move { asked.await? })
+    }
+}
+
+async fn ask(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    if request.uri().scheme_str() != Some("http") {
+        return Err("a collector is spoken to over http://; put one beside the relay that speaks on over TLS".into());
+    }
+    let authority = request.uri().authority().ok_or("the collector's URL has no host")?.clone();
+    let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80)));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream.await?)).await?;
+    let (mut parts, body) = request.into_parts();
+    parts.headers.insert(http::header::HOST, authority.as_str().parse()?);
+    parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
+    let answered = async {
+        let (parts, body) = sender.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+        Ok(Response::from_parts(parts, body))
+    };
+    let (mut answered, mut connection) = (std::pin::pin!(answered), std::pin::pin!(connection));
+    tokio::select! {
+        biased;
+        answer = &mut answered => answer,
+        _ = &mut connection => answered.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use opentelemetry_sdk::trace::SpanData;
+
+    use super::*;
+
+    /// Keeps what is exported.
+    #[derive(Clone, Debug, Default)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl opentelemetry_sdk::trace::SpanExporter for Kept {
+        async fn export(&self, batch: Vec<SpanData>) -> opentelemetry_sdk::error::OTelSdkResult {
+            self.0.lock().expect("unpoisoned").extend(batch);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_request_is_a_span_of_its_senders_trace_and_the_app_is_told() {
+        let kept = Kept::default();
+        let spans = Spans::of(SdkTracerProvider::builder().with_simple_exporter(kept.clone()));
+        let mut headers = HeaderMap::new();
+        let sent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        headers.insert("traceparent", sent.parse().expect("a value"));
+        let span = spans.begin(&Method::POST, &headers);
+        let told = span.traceparent();
+        span.end("req_1", 503, Some("queue_full"));
+        let kept = kept.0.lock().expect("unpoisoned").pop().expect("a span");
+        assert_eq!(kept.span_context.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(kept.parent_span_id.to_string(), "00f067aa0ba902b7");
+        assert_eq!(told, format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", kept.span_context.span_id()));
+        let attributes: Vec<String> = kept.attributes.iter().map(|it| format!("{}={}", it.key, it.value)).collect();
+        assert!(attributes.contains(&"hookway.reason=queue_full".to_owned()), "{attributes:?}");
+        assert!(attributes.contains(&"http.response.status_code=503".to_owned()), "{attributes:?}");
+        // Without a trace of its own, or with nonsense for one, a request begins one.
+        headers.insert("traceparent", "00-zz".parse().expect("a value"));
+        let other = spans.begin(&Method::POST, &headers).traceparent();
+        assert!(other.len() == 55 && !other.contains("4bf92f3577b34da6"), "{other}");
+    }
+
+    #[tokio::test]
+    async fn spans_reach_a_collector() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/v1/traces", listener.local_addr().expect("an address"));
+        let collector = async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut text = Vec::new();
+            while !String::from_utf8_lossy(&text).contains("hookway.delivery") {
+                let mut piece = [0; 4096];
+                let count = stream.read(&mut piece).await.expect("read");
+                text.extend_from_slice(&piece[..count]);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.expect("written");
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        let exporter = SpanExporter::builder().with_http().with_http_client(Collector(Handle::current()));
+        let exporter = opentelemetry_otlp::WithExportConfig::with_endpoint(exporter, url).build().expect("an exporter");
+        let spans = Spans::of(SdkTracerProvider::builder().with_batch_exporter(exporter));
+        spans.begin(&Method::POST, &HeaderMap::new()).end("req_1", 200, None);
+        let ((), text) = tokio::join!(spans.finish(), collector);
+        assert!(text.starts_with("POST /v1/traces HTTP/1.1") && text.contains("hookway-relay"), "{text}");
+    }
+}
