@@ -20,8 +20,8 @@ import { chromium } from 'playwright-core';
 export const REPOSITORY = fileURLToPath(new URL('../..', import.meta.url));
 export const UI = path.join(REPOSITORY, 'tunnel-client/src/inspector/ui');
 export const SHOTS = path.join(REPOSITORY, 'target/browser');
-const HOOKWAY = process.env.HOOKWAY_BIN ?? path.join(REPOSITORY, 'target/debug/hookway');
-const HOOKWAY_RELAY = process.env.HOOKWAY_RELAY_BIN ?? path.join(REPOSITORY, 'target/debug/hookway-relay');
+export const HOOKWAY = process.env.HOOKWAY_BIN ?? path.join(REPOSITORY, 'target/debug/hookway');
+export const HOOKWAY_RELAY = process.env.HOOKWAY_RELAY_BIN ?? path.join(REPOSITORY, 'target/debug/hookway-relay');
 const AXE = fs.readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const DEADLINE = 20_000;
 const RULES = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'];
@@ -45,7 +45,7 @@ const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
 /** A started `hookway` or relay, with the JSON lines that it prints. */
-class Program {
+export class Program {
   events = [];
   errors = '';
 
@@ -78,7 +78,7 @@ class Program {
   }
 }
 
-function environment(folder) {
+export function environment(folder) {
   return { PATH: process.env.PATH, HOME: folder, XDG_CONFIG_HOME: `${folder}/config`, XDG_DATA_HOME: `${folder}/data`, XDG_STATE_HOME: `${folder}/state`, RUST_BACKTRACE: '1' };
 }
 
