@@ -38,6 +38,7 @@ fn written(args: &InitArgs) -> anyhow::Result<()> {
             anyhow::anyhow!("cannot make the folder {}\n  cause: {error}\n  next:  {next}", folder.display())
         })?;
     }
+    let was_there = path.exists();
     let mut file = std::fs::File::options();
     let file = file.write(true).create_new(!args.force).create(args.force).truncate(true).mode(0o644);
     let opened = file.open(path).map_err(|error| {
@@ -50,8 +51,10 @@ fn written(args: &InitArgs) -> anyhow::Result<()> {
         anyhow::anyhow!("cannot write {shown}\n  cause: {error}\n  next:  {next}")
     });
     let written = opened?;
-    // It holds no secret, and a service that is a user of its own reads it: whatever the umask.
-    let readable = written.set_permissions(std::fs::Permissions::from_mode(0o644));
+    // It holds no secret, and a service that is a user of its own reads it: whatever the umask. One that was there keeps
+    // what it was given.
+    let mode = std::fs::Permissions::from_mode(0o644);
+    let readable = if was_there { Ok(()) } else { written.set_permissions(mode) };
     let written = readable.and_then(|()| (&written).write_all(content(args, data_dir).as_bytes()));
     written.with_context(|| format!("cannot write {shown}"))?;
     let (addresses, are_known) = addresses(args);
