@@ -142,7 +142,7 @@ pub struct Predecessor {
 }
 
 /// Among the sockets, a line to a process that is still to end.
-const BEFORE: &str = "before";
+pub(crate) const BEFORE: &str = "before";
 
 impl Predecessor {
     /// The process that has begun this one to be taken over from, if one has.

@@ -29,7 +29,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{self, Store, StoreError};
 use crate::trace::{TraceError, Tracer};
 use crate::tunnel::{self, Registry, Tunnel, Urls};
-use crate::{admin, certs};
+use crate::{admin, certs, handover};
 use sockets::{Given, Sockets};
 
 /// How often tokens, endpoints and certificates are looked at for changes made elsewhere.
@@ -51,7 +51,7 @@ pub struct Server {
     /// Who has taken over.
     heir: Mutex<Option<Heir>>,
     /// What it listens on, once more, for a successor.
-    sockets: Mutex<Vec<(String, OwnedFd)>>,
+    sockets: Arc<Mutex<Vec<(String, OwnedFd)>>>,
 }
 
 /// What runs.
@@ -215,7 +215,7 @@ impl Server {
         let https = listener("https", addresses.https, https)?;
         let http = http.zip(addresses.http).map(|(it, at)| listener("http", at, it)).transpose()?;
         let admin = admin.zip(addresses.admin).map(|(it, at)| listener("admin", at, it)).transpose()?;
-        let mut kept = kept;
+        let kept = Arc::new(Mutex::new(kept));
         // At once, unless the process before reads from the socket until its end.
         let quic: BoxFuture<'static, _> = match predecessor {
             None => {
@@ -227,11 +227,13 @@ impl Server {
                 queue.adopt(true);
                 predecessor.serves().map_err(BindError::Predecessor)?;
                 let (registry, queue, stopping) = (registry.clone(), queue.clone(), shutdown.clone());
-                kept.extend(predecessor.lines());
+                let all = kept.clone();
+                all.lock().unwrap_or_else(PoisonError::into_inner).extend(predecessor.lines());
                 let gone = predecessor.gone();
                 Box::pin(async move {
                     gone.cancelled().await;
                     tracing::info!("the process before has ended: this one is alone now");
+                    all.lock().unwrap_or_else(PoisonError::into_inner).retain(|(label, _)| label != handover::BEFORE);
                     // What it accepted last is looked for once more.
                     let close = stopping.close.clone();
                     let adopt = async move {
@@ -280,7 +282,7 @@ impl Server {
         let parts = Parts { queue, registry, public, tunnel, certs, access_log, tracer };
         shutdown.rest.spawn(upkeep(store.clone(), seen, parts.clone(), shutdown.clone()));
         let config = ArcSwap::from_pointee(configured);
-        let (lock, sockets) = (tokio::sync::Mutex::new(Some(lock)), Mutex::new(kept));
+        let (lock, sockets) = (tokio::sync::Mutex::new(Some(lock)), kept);
         Ok(Self { addresses, ca, store, shutdown, config, parts, lock, running, heir: Mutex::default(), sockets })
     }
 
