@@ -7,18 +7,24 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 /// Lines that wait for the thread.
 const MAX_WAITING: usize = 4096;
 /// Bytes of lines that are written together.
 const MOST_AT_ONCE: usize = 64 << 10;
-/// As much is written of a path, in characters.
-const MAX_PATH: usize = 1024;
+/// A relay that stops waits so long for lines that wait.
+const FINISHED_IN: Duration = Duration::from_secs(2);
+/// As much is written of a path or a method, in characters.
+const MAX_TEXT: usize = 1024;
 
 /// Where the lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,18 +38,20 @@ pub enum Target {
 /// Writes the lines.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    lines: SyncSender<Message>,
+    messages: SyncSender<Message>,
+    is_moved: Arc<AtomicBool>,
     dropped: Counter,
 }
 
 #[derive(Debug)]
 enum Message {
     Line(Box<Line>),
-    Reopen,
+    /// Look whether the file was moved away, and say when all is written.
+    Look(Option<oneshot::Sender<()>>),
 }
 
 /// What is written of a request. Of its target the path alone: what stands after the `?` may be a secret.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Line {
     /// When its head was read.
     pub(crate) at: Timestamp,
@@ -73,11 +81,13 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// As much of a path as is written, without what a terminal takes for a command or turns around.
-    pub(crate) fn path(path: &str) -> String {
-        let plain = |c: char| c.is_ascii_graphic() || c.is_alphanumeric();
-        let escaped = |c: char| if plain(c) { c.to_string() } else { c.escape_unicode().to_string() };
-        path.chars().take(MAX_PATH).map(escaped).collect()
+    /// As much of a sender's text as is written, without what a terminal takes for a command or turns around.
+    pub(crate) fn plain(text: &str) -> String {
+        let mut plain = String::with_capacity(text.len().min(MAX_TEXT));
+        for c in text.chars().take(MAX_TEXT) {
+            if c.is_ascii_graphic() || c.is_alphanumeric() { plain.push(c) } else { plain.extend(c.escape_unicode()) }
+        }
+        plain
     }
 }
 
@@ -88,16 +98,24 @@ impl AccessLog {
     /// The file cannot be written.
     pub(crate) fn open(target: Target, dropped: Counter) -> io::Result<Self> {
         let out = output(&target)?;
-        let (lines, received) = sync_channel(MAX_WAITING);
-        let mut writer =
-            Writer { target, out, lines: Vec::new(), count: 0, is_failing: false, dropped: dropped.clone() };
+        let (messages, received) = sync_channel(MAX_WAITING);
+        let (is_moved, lines) = (Arc::<AtomicBool>::default(), Vec::new());
+        let mut writer = Writer {
+            target,
+            out,
+            is_moved: is_moved.clone(),
+            lines,
+            count: 0,
+            is_failing: false,
+            dropped: dropped.clone(),
+        };
         std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&received))?;
-        Ok(Self { lines, dropped })
+        Ok(Self { messages, is_moved, dropped })
     }
 
     /// Writes a line, unless too many wait.
     pub(crate) fn write(&self, line: Line) {
-        match self.lines.try_send(Message::Line(Box::new(line))) {
+        match self.messages.try_send(Message::Line(Box::new(line))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => drop(self.dropped.inc()),
         }
@@ -105,9 +123,22 @@ impl AccessLog {
 
     /// Goes on in a new file of the same name.
     pub(crate) fn reopen(&self) {
-        // A full channel has more to write than a rotation can wait for; the next one is as good.
-        let _ = self.lines.try_send(Message::Reopen);
+        self.is_moved.store(true, Ordering::Relaxed);
+        // Where lines wait it is seen with the next.
+        let _ = self.messages.try_send(Message::Look(None));
     }
+
+    /// Waits until what was to be written is, if the disk takes it.
+    pub(crate) async fn finish(&self) {
+        let ((done, finished), messages) = (oneshot::channel(), self.messages.clone());
+        tokio::task::spawn_blocking(move || messages.send(Message::Look(Some(done))));
+        let _ = tokio::time::timeout(FINISHED_IN, finished).await;
+    }
+}
+
+/// With a digit behind the point.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e4).round() / 10.0
 }
 
 fn output(target: &Target) -> io::Result<Box<dyn Write + Send>> {
@@ -125,6 +156,7 @@ fn file(path: &Path) -> io::Result<File> {
 struct Writer {
     target: Target,
     out: Box<dyn Write + Send>,
+    is_moved: Arc<AtomicBool>,
     lines: Vec<u8>,
     count: u64,
     is_failing: bool,
@@ -136,9 +168,16 @@ impl Writer {
         while let Ok(first) = received.recv() {
             let mut next = Some(first);
             while let Some(message) = next {
+                if self.is_moved.swap(false, Ordering::Relaxed) {
+                    self.reopen();
+                }
                 match message {
                     Message::Line(line) => self.add(&line),
-                    Message::Reopen => self.reopen(),
+                    Message::Look(None) => {}
+                    Message::Look(Some(done)) => {
+                        self.put();
+                        let _ = done.send(());
+                    }
                 }
                 next = received.try_recv().ok();
             }
@@ -195,7 +234,7 @@ mod tests {
             remote: "192.0.2.1".into(),
             method: "POST".into(),
             host: "billing.hooks.test".into(),
-            path: Line::path(path),
+            path: Line::plain(path),
             http: "1.1",
             status: 200,
             reason: None,
@@ -229,6 +268,6 @@ mod tests {
         log.write(line("/two"));
         assert!(wait(&|| read(&path).contains("two")));
         assert!(!read(&moved).contains("two"));
-        assert_eq!(line(&format!("/{}", "é".repeat(MAX_PATH))).path.chars().count(), MAX_PATH);
+        assert_eq!(line(&format!("/{}", "é".repeat(MAX_TEXT))).path.chars().count(), MAX_TEXT);
     }
 }

@@ -7,26 +7,40 @@ pub(crate) mod client;
 mod page;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Request, State};
+use arc_swap::ArcSwap;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
+use axum::{Extension, Router};
 use hookway_protocol::host::Host;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::certs::{Certs, Expiry};
+use crate::limits::Counter;
 use crate::metrics::Metrics;
+use crate::public::{self, Paced};
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::tunnel::{Registry, Tunnel, Urls};
 pub(crate) use access::Access;
+
+/// Connections at once; who comes when there are so many is refused.
+const MAX_CONNECTIONS: usize = 256;
+/// An answer that is on its way when the relay stops may take so long.
+const FINISHED_IN: Duration = Duration::from_secs(2);
 
 /// Where the operator looks.
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +66,10 @@ pub(crate) struct Admin {
     pub(crate) registry: Arc<Registry>,
     pub(crate) tunnel: Arc<Tunnel>,
     pub(crate) urls: Urls,
-    pub(crate) domain: String,
     pub(crate) started_at: Timestamp,
     pub(crate) access: Access,
+    /// How long a peer is waited for: no longer than a sender.
+    pub(crate) patience: Arc<ArcSwap<public::Config>>,
 }
 
 impl Admin {
@@ -88,15 +103,7 @@ impl Admin {
 }
 
 /// Serves the admin listener until the relay stops.
-pub(crate) async fn run(listener: TcpListener, admin: Admin) {
-    // With a successor, who asks is to get its answers.
-    let (close, shutdown) = (admin.shutdown.close.clone(), admin.shutdown.clone());
-    let over = async move {
-        shutdown.stop_accepting.cancelled().await;
-        if !shutdown.has_successor() {
-            close.cancelled().await;
-        }
-    };
+pub(crate) async fn run(mut listener: TcpListener, admin: Admin) {
     let admin = Arc::new(admin);
     let router = Router::new()
         .nest("/api", api::routes().layer(middleware::from_fn_with_state(admin.clone(), access::guard)))
@@ -106,11 +113,42 @@ pub(crate) async fn run(listener: TcpListener, admin: Admin) {
         .route("/metrics", get(metrics_text))
         .fallback(access::nothing)
         .layer(middleware::from_fn(from_here))
-        .with_state(admin)
-        .into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, router).with_graceful_shutdown(over).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the admin listener failed");
+        .with_state(admin.clone());
+    let places = Arc::new(Counter::new(MAX_CONNECTIONS));
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = Listener::accept(&mut listener) => accepted,
+            () = over(&admin.shutdown) => return,
+        };
+        let Some(place) = places.take(1) else { continue };
+        let patience = admin.patience.load();
+        let service = TowerToHyperService::new(router.clone().layer(Extension(ConnectInfo(peer))));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(patience.header_timeout)
+            .serve_connection(TokioIo::new(Paced::new(stream, patience.write_timeout)), service);
+        let shutdown = admin.shutdown.clone();
+        admin.shutdown.rest.spawn(async move {
+            let (_place, mut connection) = (place, pin!(connection));
+            let ended = tokio::select! {
+                end = connection.as_mut() => end,
+                () = over(&shutdown) => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::time::timeout(FINISHED_IN, connection).await.unwrap_or(Ok(()))
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%peer, %error, "an admin connection ended");
+            }
+        });
+    }
+}
+
+/// It answers until links close; with a successor, who asks is to get that one's answers.
+async fn over(shutdown: &Shutdown) {
+    shutdown.stop_accepting.cancelled().await;
+    if !shutdown.has_successor() {
+        shutdown.close.cancelled().await;
     }
 }
 
@@ -151,8 +189,10 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    if let Expiry::At { at, .. } = admin.certs.expiry() {
-        admin.metrics.certificate_expiry.set(at.as_second());
-    }
+    let ends_at = match admin.certs.expiry() {
+        Expiry::At { at, .. } => at.as_second(),
+        Expiry::Missing { .. } | Expiry::Unknown => 0,
+    };
+    admin.metrics.certificate_expiry.set(ends_at);
     ([(header::CONTENT_TYPE, kind)], admin.metrics.encode()).into_response()
 }

@@ -4,12 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use aws_lc_rs::{constant_time, digest, rand};
+use aws_lc_rs::{digest, rand};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hookway_protocol::host::EndpointName;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::store::TokenRow;
 
 /// Secret scanners know a token by this.
 const PREFIX: &str = "hwt_";
@@ -170,12 +172,20 @@ impl fmt::Debug for Owner {
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
     pub(crate) token_id: String,
+    pub(crate) hash: [u8; 32],
     pub(crate) owner: Owner,
     pub(crate) expires_at: Option<Timestamp>,
     patterns: Vec<String>,
 }
 
 impl Grant {
+    /// What a client's token allows; those of operators let no client in.
+    pub(crate) fn of(row: TokenRow) -> Option<Self> {
+        let TokenRow { id: token_id, name, hash, endpoints: patterns, scope, expires_at, .. } = row;
+        let owner = Owner::from(name.as_str());
+        (scope == Scope::Client).then_some(Self { token_id, hash, owner, expires_at, patterns })
+    }
+
     /// Whether the token may serve this name.
     pub(crate) fn allows(&self, name: &EndpointName) -> bool {
         self.patterns.is_empty() || self.patterns.iter().any(|pattern| matches(pattern, name.as_str()))
@@ -195,24 +205,6 @@ impl Grant {
     pub(crate) fn is_expired(&self) -> bool {
         self.expires_at.is_some_and(|at| at <= Timestamp::now())
     }
-}
-
-/// The token with this text, if it is valid now.
-pub(crate) fn valid<'a>(rows: &'a [crate::store::TokenRow], token: &Token) -> Option<&'a crate::store::TokenRow> {
-    let hash = token.hash();
-    let row = rows.iter().find(|row| constant_time::verify_slices_are_equal(&row.hash, &hash).is_ok())?;
-    row.is_valid().then_some(row)
-}
-
-/// The grant of the client's token with this text, if it is valid now.
-pub(crate) fn check(rows: &[crate::store::TokenRow], token: &Token) -> Option<Grant> {
-    let row = valid(rows, token).filter(|row| row.scope == Scope::Client)?;
-    Some(Grant {
-        token_id: row.id.clone(),
-        owner: Owner::from(row.name.as_str()),
-        expires_at: row.expires_at,
-        patterns: row.endpoints.clone(),
-    })
 }
 
 /// Whether a name fits a pattern, in which `*` stands for any number of characters.

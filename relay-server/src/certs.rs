@@ -26,7 +26,7 @@ pub use dns::check_answers as check_dns_answers;
 use crate::store::{CertificateRow, Store, StoreError};
 
 /// Where certificates come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Config {
     /// From a CA of the relay's own, kept in the data folder; clients are given its `ca.pem`.
     SelfSigned,
@@ -132,6 +132,18 @@ pub(crate) enum Certs {
 pub fn described(row: &CertificateRow) -> Option<(String, Timestamp)> {
     let leaf = leaf::Leaf::read(&row.chain, &row.key).ok()?;
     Some((leaf.issuer, leaf.not_after))
+}
+
+/// A certificate that is kept, for operators.
+#[must_use]
+pub fn shown(row: &CertificateRow) -> serde_json::Value {
+    let CertificateRow { names, directory, due, failures, last_error, asked_at, .. } = row;
+    let (issuer, not_after) = described(row).unzip();
+    serde_json::json!({
+        "names": names.split(' ').collect::<Vec<_>>(), "directory": directory, "issuer": issuer, "not_after": not_after,
+        "renew_at": due, "asked_at": asked_at, "failures": failures,
+        "last_error": Some(last_error).filter(|error| !error.is_empty()),
+    })
 }
 
 /// How long the certificates in force are good.

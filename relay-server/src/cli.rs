@@ -3,7 +3,7 @@
 mod acme;
 mod init;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub use init::InitArgs;
 use crate::access_log::Target;
 use crate::auth::{Scope, TokenName, TokenPattern};
 use crate::limits::Rate;
-use crate::protection::{PathPrefix, Source};
+use crate::protection::{self, PathPrefix, Source};
 
 /// Takes webhooks at public HTTPS names and carries them to the clients that serve those names.
 #[derive(Debug, Parser)]
@@ -595,9 +595,7 @@ fn head_size(text: &str) -> Result<u64, String> {
 
 /// A network, or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
-    let one = || text.parse::<IpAddr>().ok().map(|ip| IpNet::from(ip.to_canonical()));
-    let net = text.parse::<IpNet>().ok().or_else(one);
-    net.map(|net| net.trunc()).ok_or_else(|| "a network is one such as 10.0.0.0/8, or an address".into())
+    protection::network(text).ok_or_else(|| "a network is one such as 10.0.0.0/8, or an address".into())
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "clap wants it so")]

@@ -1,6 +1,7 @@
 //! What each command does, and how its result and its errors are printed.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -88,7 +89,7 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
     match command {
         TokenCommand::Create { store, name, endpoints, scope, expires } => {
             let expires_at = expires.map(|after| Timestamp::now().checked_add(after)).transpose()?;
-            let opened = store::open(&store.data_dir)?.acting(this_account());
+            let opened = open_or_make(&store)?;
             let endpoints = endpoints.into_iter().map(|pattern| pattern.0).collect();
             let new = opened.create_scoped_token(&name.0, scope, endpoints, expires_at).await?;
             let secret = new.token.reveal();
@@ -243,13 +244,9 @@ fn print_endpoint(
     json: bool,
 ) -> anyhow::Result<()> {
     if json {
-        let listener = |ListenerRow { name, seen_at, missed, .. }: &ListenerRow| {
-            let missed = missed.count;
-            json!({"name": name, "last_seen_at": seen_at, "missed": missed})
-        };
         let mut shown = serde_json::to_value(row)?;
         shown["domains"] = serde_json::to_value(domains)?;
-        shown["listeners"] = listeners.iter().map(listener).collect();
+        shown["listeners"] = serde_json::to_value(listeners)?;
         say!("{shown}");
         return Ok(());
     }
@@ -293,7 +290,25 @@ fn open(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
          folder or its configuration:  --data-dir DIR, or --config FILE",
         folder.display()
     );
+    open_or_make(args)
+}
+
+/// The same, and makes it if there is none. That of an earlier version is changed to this one's, but not under a relay.
+fn open_or_make(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
+    let folder = &args.data_dir;
+    anyhow::ensure!(
+        !is_older(folder)? || hookway_relay::running(folder)?.is_none(),
+        "the relay that runs on {} is of an earlier version than this program\n  next:  hookway-relay upgrade, or \
+         systemctl restart hookway-relay",
+        folder.display()
+    );
     Ok(store::open(folder)?.acting(this_account()))
+}
+
+/// Whether an earlier version's store is there.
+fn is_older(folder: &Path) -> anyhow::Result<bool> {
+    let (found, newest) = store::versions(folder)?;
+    Ok(found.is_some_and(|found| found < newest))
 }
 
 /// Who runs this, for the audit log.

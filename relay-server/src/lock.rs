@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(crate) struct Lock(File);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Running {
-    /// Its process.
+    /// Its process; 0 until it has said so.
     pub pid: u32,
     /// Its version.
     pub version: String,
@@ -61,7 +61,8 @@ impl Lock {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
         let file = File::options().append(true).create(true).mode(0o600).open(data_dir.join(FILE))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
+            // Nobody is to take what the one before said for this one's.
+            Ok(()) => file.set_len(0).map(|()| Some(Self(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
@@ -97,6 +98,20 @@ pub fn running(data_dir: &Path) -> io::Result<Option<Running>> {
     Ok(Some(serde_json::from_str(&text).unwrap_or_default()))
 }
 
+/// Whether a process number that a relay has said is that relay's here, too: outside of its container it is another
+/// process's. Where the system keeps no list of locks, it is believed.
+pub fn is_seen(data_dir: &Path, relay: &Running) -> bool {
+    let locks = std::fs::read_to_string("/proc/locks");
+    let (Ok(file), Ok(locks)) = (data_dir.join(FILE).metadata(), locks) else { return true };
+    // proc_locks(5): `1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF`, the processes as this one numbers them.
+    let (pid, inode) = (relay.pid.to_string(), format!(":{}", file.ino()));
+    let is_it = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words.get(4) == Some(&pid.as_str()) && words.get(5).is_some_and(|file| file.ends_with(&inode))
+    };
+    locks.lines().any(is_it)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,9 +126,12 @@ mod tests {
         let told = Running { pid: 7, https: Some(([127, 0, 0, 1], 443).into()), ..Running::default() };
         lock.tell(&Running { version: "a longer one".into(), ..told.clone() });
         lock.tell(&told);
-        assert_eq!(running(place.path()).expect("a look"), Some(told));
+        assert_eq!(running(place.path()).expect("a look"), Some(told.clone()));
+        assert!(!is_seen(place.path(), &told), "that is not the number of this process");
+        assert!(is_seen(place.path(), &Running { pid: std::process::id(), ..told }));
         drop(lock);
         assert_eq!(running(place.path()).expect("a look"), None);
-        assert!(Lock::take(place.path()).await.expect("a file").is_some());
+        let _lock = Lock::take(place.path()).await.expect("a file").expect("free");
+        assert_eq!(running(place.path()).expect("a look"), Some(Running::default()), "nor is it the one before");
     }
 }

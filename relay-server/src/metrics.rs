@@ -2,7 +2,6 @@
 
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,23 +14,23 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: Counter,
     pub(crate) replies: Replies,
-    pub(crate) refused: Family<Reason, Counter>,
+    pub(crate) refused: By,
     pub(crate) in_flight: Gauge,
     pub(crate) request_bytes: Counter,
     pub(crate) reply_bytes: Counter,
     pub(crate) first_byte: Histogram,
     pub(crate) connections: Gauge,
-    pub(crate) connections_refused: Family<Reason, Counter>,
+    pub(crate) connections_refused: By,
     pub(crate) sessions: Gauge,
-    pub(crate) handshakes_refused: Family<Reason, Counter>,
+    pub(crate) handshakes_refused: By,
     pub(crate) replies_cut: Counter,
     pub(crate) links_lost: Counter,
     /// Deliveries that were put into the queue.
     pub(crate) queued: Counter,
     /// In seconds since 1970.
     pub(crate) certificate_expiry: Gauge,
-    pub(crate) handed_over: Family<Outcome, Counter>,
-    pub(crate) admin_refused: Family<Reason, Counter>,
+    pub(crate) handed_over: By,
+    pub(crate) admin_refused: By,
     pub(crate) access_log_dropped: Counter,
     queue: QueueGauges,
 }
@@ -44,11 +43,8 @@ struct QueueGauges {
     dead: Gauge,
 }
 
-/// What came of something.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Outcome {
-    outcome: &'static str,
-}
+/// A counter for each value of one label.
+pub(crate) type By = Family<[(&'static str, &'static str); 1], Counter>;
 
 /// The apps' answers by the first digit of their status. Looked up once, not at every request.
 #[derive(Debug)]
@@ -60,26 +56,14 @@ impl Replies {
     }
 }
 
-/// Why something was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Reason {
-    pub(crate) reason: &'static str,
-}
-
-/// The class of a status.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Class {
-    class: &'static str,
-}
-
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("hookway_relay");
-        let by_class = Family::<Class, Counter>::default();
+        let by_class = By::default();
         let classes = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let metrics = Self {
             requests: Counter::default(),
-            replies: Replies(classes.map(|class| by_class.get_or_create_owned(&Class { class }))),
+            replies: Replies(classes.map(|class| by_class.get_or_create_owned(&[("class", class)]))),
             refused: Family::default(),
             in_flight: Gauge::default(),
             request_bytes: Counter::default(),
@@ -178,12 +162,12 @@ impl Drop for Up {
     }
 }
 
-/// Counts one more that ended so.
-pub(crate) fn count_outcome(family: &Family<Outcome, Counter>, outcome: &'static str) {
-    family.get_or_create(&Outcome { outcome }).inc();
+/// Counts one more of a reason.
+pub(crate) fn count(family: &By, reason: &'static str) {
+    family.get_or_create(&[("reason", reason)]).inc();
 }
 
-/// Counts one more of a reason.
-pub(crate) fn count(family: &Family<Reason, Counter>, reason: &'static str) {
-    family.get_or_create(&Reason { reason }).inc();
+/// Counts one more that ended so.
+pub(crate) fn count_outcome(family: &By, outcome: &'static str) {
+    family.get_or_create(&[("outcome", outcome)]).inc();
 }

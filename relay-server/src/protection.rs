@@ -14,6 +14,7 @@ pub use basic_auth::{InvalidUser, User};
 pub(crate) use guard::{Barred, Guard};
 pub(crate) use paths::decode;
 pub use paths::{InvalidPath, PathPrefix};
+pub(crate) use source::network;
 pub use source::{InvalidSource, PRESETS, Preset, Source};
 
 use crate::limits::Rate;

@@ -11,7 +11,7 @@ mod sender;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use handler::Handler;
 pub(crate) use inbound::{Inbound, InboundError};
+pub(crate) use paced::Paced;
 
 use proxy_protocol::HeaderError;
 use sender::{Answering, Busy, Sender, Senders};
@@ -193,44 +194,29 @@ impl Public {
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let (too_many, config) = ("too_many", self.config.load_full());
-        let Some(place) = self.connections.take(1) else {
-            return metrics::count(&self.metrics.connections_refused, too_many);
-        };
-        if origin::is_in(&config.trusted_proxy, peer.ip()) {
-            let public = self.clone();
-            self.shutdown.work.spawn(async move {
-                let Some((stream, peer)) = public.behind(stream, peer, &config).await else { return };
-                match public.place_of(peer.ip(), &config) {
-                    Some(own) => public.greet(stream, peer, tls, (place, own), &config).await,
-                    None => metrics::count(&public.metrics.connections_refused, too_many),
-                }
-            });
-            return;
-        }
-        let Some(own) = self.place_of(peer.ip(), &config) else {
-            return metrics::count(&self.metrics.connections_refused, too_many);
-        };
-        let public = self.clone();
-        self.shutdown.work.spawn(async move { public.greet(stream, peer, tls, (place, own), &config).await });
+        let (public, config) = (self.clone(), self.config.load_full());
+        let refused = |metrics: &Metrics| metrics::count(&metrics.connections_refused, "too_many");
+        let Some(place) = self.connections.take(1) else { return refused(&self.metrics) };
+        self.shutdown.work.spawn(async move {
+            let Some((stream, peer)) = public.behind(stream, peer, &config).await else { return };
+            // A proxy stands for many.
+            let is_proxy = origin::is_in(&config.trusted_proxy, peer.ip());
+            let own = if is_proxy { None } else { Some(public.per_ip.of(peer.ip()).take(1)) };
+            match own {
+                Some(None) => refused(&public.metrics),
+                own => public.greet(stream, peer, tls, (place, own.flatten()), &config).await,
+            }
+        });
     }
 
-    /// A place among the connections of one address. A proxy stands for many.
-    fn place_of(&self, ip: IpAddr, config: &Config) -> Option<Place> {
-        if origin::is_in(&config.trusted_proxy, ip) {
-            return Arc::new(Counter::new(usize::MAX)).take(1);
-        }
-        self.per_ip.of(ip).take(1)
-    }
-
-    /// Whose connection it is that a trusted peer has made.
+    /// Whose connection it is: a trusted peer may have to say so.
     async fn behind(
         &self,
         mut stream: TcpStream,
         peer: SocketAddr,
         config: &Config,
     ) -> Option<(TcpStream, SocketAddr)> {
-        if !config.proxy_protocol {
+        if !config.proxy_protocol || !origin::is_in(&config.trusted_proxy, peer.ip()) {
             return Some((stream, peer));
         }
         let header = tokio::time::timeout(config.header_timeout, proxy_protocol::source(&mut stream, peer));
@@ -262,14 +248,14 @@ impl Public {
         stream: TcpStream,
         peer: SocketAddr,
         tls: Option<TlsAcceptor>,
-        places: (Place, Place),
+        places: (Place, Option<Place>),
         config: &Config,
     ) {
         let ip = peer.ip();
         let up = Up::new(&self.metrics.connections);
         // A webhook is small: waiting for more to send with it gains nothing.
         let _ = stream.set_nodelay(true);
-        let stream = paced::Paced::new(stream, config.write_timeout);
+        let stream = Paced::new(stream, config.write_timeout);
         let is_proxy = origin::is_in(&config.trusted_proxy, ip);
         let memory = self.memory.share((!is_proxy).then_some(ip));
         let sender = |tls| Sender::new(ip, is_proxy, tls, &self.shutdown, memory, (places, up));
@@ -321,6 +307,9 @@ impl Public {
                 biased;
                 end = connection.as_mut() => {
                     if let Err(error) = end {
+                        if paced::is_late(&*error) {
+                            self.metrics.replies_cut.inc();
+                        }
                         tracing::debug!(ip = sender.node.text, ?error, "connection ended");
                     }
                     return;

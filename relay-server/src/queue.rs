@@ -164,8 +164,8 @@ impl Queue {
         self.waiting().retain(|id, _| is_there(*id));
     }
 
-    /// Takes over all that the store has: called once, when all endpoints are known.
-    pub(crate) async fn load(&self) -> Result<(), StoreError> {
+    /// Takes over all that the store has: called once, with deliveries that were read before the endpoints.
+    pub(crate) async fn load(&self, rows: Vec<QueuedRow>) -> Result<(), StoreError> {
         for row in self.store.listeners().await? {
             let own = self.waiting().get(&row.endpoint).map(|all| all[0].clone());
             if Timestamp::now().duration_since(row.seen_at).unsigned_abs() < JUST_NOW {
@@ -175,22 +175,27 @@ impl Queue {
                 waiting.restore(row);
             }
         }
-        for row in self.store.deliveries().await? {
-            let Some((waiting, places)) = self.place(&row) else {
-                if row.dead_since.is_none() {
-                    // It was accepted while its endpoint was being released.
-                    let (attempts, last) = (row.delivery.attempts, "the endpoint was released".to_owned());
-                    self.settle(row.seq, Settled::Dead { attempts, last, at: Timestamp::now() }).await;
-                }
-                continue;
-            };
-            let mut backlog = waiting.backlog();
-            match row.dead_since {
-                Some(_) => backlog.add_dead(row.seq, row.since, places),
-                None => backlog.add(row.seq, kept::entry(&row, places)),
-            }
+        for row in &rows {
+            self.take_in(row).await;
         }
         Ok(())
+    }
+
+    /// Takes over one that is on disk.
+    async fn take_in(&self, row: &QueuedRow) {
+        match (self.place(row), row.dead_since) {
+            (Some((waiting, places)), Some(_)) => waiting.backlog().add_dead(row.seq, row.since, places),
+            (Some((waiting, places)), None) => {
+                waiting.backlog().add(row.seq, kept::entry(row, places));
+                waiting.changed.notify_waiters();
+            }
+            (None, Some(_)) => {}
+            (None, None) => {
+                // It was accepted while its endpoint was being released.
+                let (attempts, last) = (row.delivery.attempts, "the endpoint was released".to_owned());
+                self.settle(row.seq, Settled::Dead { attempts, last, at: Timestamp::now() }).await;
+            }
+        }
     }
 
     /// Where a row belongs, and what it takes of the limits: it is here already, so it is let in. What was for a
@@ -394,12 +399,7 @@ impl Queue {
             sum.add(&waiting.depth());
         }
         self.metrics.queue_depth([sum.count, sum.bytes, sum.oldest.as_secs(), sum.dead]);
-        let unsettled = std::mem::take(&mut *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner));
-        if !unsettled.is_empty() {
-            let count = unsettled.len();
-            tracing::error!(count, "what came of deliveries could not be noted; trying again");
-        }
-        futures_util::future::join_all(unsettled.into_iter().map(|(seq, settled)| self.settle(seq, settled))).await;
+        self.settle_again().await;
         if let Ok(before) = at.checked_sub(self.config().dead_retention)
             && let Ok(gone) = self.store.remove(Dead::Before(before)).await
         {
@@ -407,6 +407,16 @@ impl Queue {
         }
         self.forget_listeners().await;
         self.save_listeners(self.config().retention / SEEN_PER_RETENTION).await;
+    }
+
+    /// Notes what could not be noted when it came.
+    pub(crate) async fn settle_again(&self) {
+        let unsettled = std::mem::take(&mut *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner));
+        if !unsettled.is_empty() {
+            let count = unsettled.len();
+            tracing::error!(count, "what came of deliveries could not be noted; trying again");
+        }
+        futures_util::future::join_all(unsettled.into_iter().map(|(seq, settled)| self.settle(seq, settled))).await;
     }
 
     /// The store has these no more.
@@ -437,6 +447,7 @@ impl Queue {
         };
         let _ = tokio::time::timeout(SETTLED_IN, settled).await;
         all().iter().for_each(|waiting| waiting.seen_now());
+        self.settle_again().await;
         self.save_listeners(Duration::ZERO).await;
         self.unmark().await;
     }
@@ -459,6 +470,7 @@ impl Queue {
     /// Tells the store who was there, and that what it noted as about to be handed over was not. Without that, as after
     /// a power cut, those are marked as possible duplicates.
     pub(crate) async fn close(&self) {
+        self.settle_again().await;
         // Another process has the queue by now, and has noted what it hands over.
         if self.shutdown.has_successor() {
             return;

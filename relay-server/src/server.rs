@@ -189,7 +189,6 @@ impl Server {
         let tls = certs.server_config(&[ALPN]);
         let listen = move || tunnel::Listener::new(quic, tls, max_handshakes, &reset_key);
         let tunnel = Tunnel::new(config.tunnel, parts);
-        let domain = config.domain.to_string();
         let tracer = Arc::new(Tracer::from_env()?);
         let open = |target| AccessLog::open(target, metrics.access_log_dropped.clone());
         let access_log = config.public.access_log.clone().map(open).transpose().map_err(BindError::AccessLog)?;
@@ -208,7 +207,7 @@ impl Server {
             tracer: tracer.clone(),
         });
         let tls = TlsAcceptor::from(Arc::new(certs.public_config(&[ALPN_H2, b"h2", b"http/1.1"])));
-        let public = Public::new(public_config, handler, tunnel.clone(), metrics.clone(), shutdown.clone());
+        let public = Public::new(public_config.clone(), handler, tunnel.clone(), metrics.clone(), shutdown.clone());
         let listener = |what, address, listener| {
             TcpListener::from_std(listener).map_err(|source| BindError::Listen { what, address, source })
         };
@@ -254,7 +253,9 @@ impl Server {
         }
         if let Some(admin) = admin {
             if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
-                tracing::warn!("the admin listener asks nobody who they are: let nobody else reach it");
+                tracing::warn!(
+                    "the admin listener tells health and metrics to anybody, and has no TLS: let nobody else reach it"
+                );
             }
             let shown = admin::Admin {
                 metrics: metrics.clone(),
@@ -265,9 +266,9 @@ impl Server {
                 registry: registry.clone(),
                 tunnel: tunnel.clone(),
                 urls,
-                domain,
                 started_at: Timestamp::now(),
                 access: admin::Access::default(),
+                patience: public_config,
             };
             shutdown.rest.spawn(admin::run(admin, shown));
         }
@@ -304,6 +305,11 @@ impl Server {
         &self.store
     }
 
+    /// Goes on with the access log in a new file: the one before was moved away.
+    pub fn reopen(&self) {
+        self.parts.access_log.iter().for_each(|log| log.reopen());
+    }
+
     /// Takes another configuration over without dropping a connection, and says which settings wait for a restart.
     ///
     /// # Errors
@@ -311,9 +317,8 @@ impl Server {
     pub fn reload(&self, new: Config) -> Result<Vec<&'static str>, certs::CertsError> {
         let old = self.config.load_full();
         let (new, later) = reload::merged(&old, new);
-        let Parts { queue, registry, public, tunnel, certs, access_log, .. } = &self.parts;
+        let Parts { queue, registry, public, tunnel, certs, .. } = &self.parts;
         certs.reload(&new.certs)?;
-        access_log.iter().for_each(|log| log.reopen());
         registry.limit(new.limits);
         queue.limit(new.queue);
         tunnel.limit(new.tunnel);
@@ -374,7 +379,9 @@ impl Server {
         let finished = self.shutdown.run(self.config.load().grace).await;
         self.parts.queue.close().await;
         self.parts.tracer.finish().await;
-
+        if let Some(log) = &self.parts.access_log {
+            log.finish().await;
+        }
         finished
     }
 }
@@ -390,7 +397,8 @@ async fn upkeep(store: Arc<dyn Store>, seen: i64, parts: Parts, shutdown: Shutdo
         certs.upkeep();
         public.sweep();
         if shutdown.has_successor() {
-            // What is in the store is its concern.
+            // What is in the store is its concern, but for what came of deliveries that are still out here.
+            queue.settle_again().await;
             let _ = tunnel.cut_off(true).await;
             continue;
         }

@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use hookway_protocol::host::EndpointName;
 use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 pub use audit::{AuditRow, By, Note, Via};
 
@@ -45,6 +45,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     fn insert_token(&self, row: TokenRow) -> Later<'_, ()>;
     /// All tokens, revoked ones too, oldest first.
     fn tokens(&self) -> Later<'_, Vec<TokenRow>>;
+    /// The token with this hash, though it may be revoked or expired.
+    fn token(&self, hash: [u8; 32]) -> Later<'_, Option<TokenRow>>;
     /// Revokes the tokens of that id or name, and says which.
     fn revoke_tokens(&self, id_or_name: &str, at: Timestamp) -> Later<'_, Vec<TokenRow>>;
 
@@ -259,6 +261,15 @@ pub struct ListenerRow {
     pub missed: Missed,
 }
 
+/// For operators.
+impl Serialize for ListenerRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { name, seen_at, missed, .. } = self;
+        let shown = serde_json::json!({"name": name, "last_seen_at": seen_at, "missed": missed.count});
+        shown.serialize(serializer)
+    }
+}
+
 /// Deliveries that could not be kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missed {
@@ -311,6 +322,21 @@ pub struct QueuedRow {
     pub last: String,
     /// Since when it is a dead letter, if it is one.
     pub dead_since: Option<Timestamp>,
+}
+
+/// For operators.
+impl Serialize for QueuedRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { seq, delivery, last, since, dead_since } = self;
+        let shown = serde_json::json!({
+            "seq": seq, "id": delivery.id.to_string(), "endpoint": delivery.name, "method": delivery.method,
+            "listener": Some(&delivery.listener).filter(|name| !name.is_empty()), "path": delivery.path,
+            "bytes": delivery.bytes, "received_at": delivery.received_at, "since": since,
+            "attempts": delivery.attempts, "possible_duplicate": delivery.handed,
+            "last": Some(last).filter(|last| !last.is_empty()), "dead_since": dead_since,
+        });
+        shown.serialize(serializer)
+    }
 }
 
 /// Which deliveries to list.
@@ -406,18 +432,24 @@ impl std::fmt::Debug for CertificateRow {
 pub enum Dead {
     /// These.
     These(Vec<Seq>),
-    /// All of an endpoint.
-    Of(EndpointId),
     /// All that have been dead since then or longer.
     Before(Timestamp),
 }
 
-/// Opens the store of a data folder, making both when they are not there.
+/// Opens the store of a data folder, making both when they are not there. One of an earlier version becomes one of this.
 ///
 /// # Errors
 /// The folder or file cannot be used, or is a newer version's.
 pub fn open(data_dir: &Path) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(sqlite::Database::open(data_dir)?))
+    Ok(Arc::new(sqlite::Database::open(data_dir, true)?))
+}
+
+/// The same, and leaves one of an earlier version as the relay of that version knows it.
+///
+/// # Errors
+/// The folder or file cannot be used, or is a newer version's.
+pub fn open_as_it_is(data_dir: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(sqlite::Database::open(data_dir, false)?))
 }
 
 /// Whether a data folder has a store.

@@ -16,7 +16,7 @@ const RELAY: [&[&str]; 12] = [
     &["auth"],
     &["store"],
     &["protection"],
-    &["access_log", "delivery", "handover", "limits", "lock", "metrics", "resolver", "shutdown", "trace"],
+    &["access_log", "delivery", "fetch", "handover", "limits", "lock", "metrics", "resolver", "shutdown", "trace"],
 ];
 const CLIENT: [&[&str]; 14] = [
     &["main"],

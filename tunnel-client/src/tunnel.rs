@@ -349,7 +349,7 @@ impl Keeper {
             session = match moved {
                 Ok(next) => next,
                 Err(error) => {
-                    let why = End::Lost(format!("moving to QUIC failed: {}", error.cause()));
+                    let why = End::Lost(format!("moving to another link failed: {}", error.cause()));
                     return Ended { why, endpoints: held.endpoints(), back_in: None };
                 }
             };

@@ -15,11 +15,11 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::Admin;
-use crate::auth::{self, Scope, Token};
+use crate::auth::{Scope, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics;
 use crate::protection::decode;
-use crate::store::{By, Note, Store, StoreError, Via};
+use crate::store::{By, Note, Store, StoreError, TokenRow, Via};
 
 /// Wrong tokens from one address before it is not heard for a while, and what is noted of one actor's refused requests.
 const MAX_FAILURES: u32 = 10;
@@ -87,13 +87,7 @@ impl IntoResponse for Refused {
 
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
-        let mut causes = vec![error.to_string()];
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            causes.push(cause.to_string());
-            source = cause.source();
-        }
-        let why = causes.join(": ");
+        let why = format!("{:#}", anyhow::Error::new(error));
         tracing::error!(why, "the admin API cannot use the store");
         Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, why) }
     }
@@ -120,29 +114,24 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let (method, path) = (request.method().clone(), format!("/api{}", short(request.uri().path())));
-    let (by, refused) = match admitted(&admin, peer, &method, request.headers()).await {
+    let is_change = !matches!(method, Method::GET | Method::HEAD);
+    let (by, may_change, response) = match admitted(&admin, peer, &method, request.headers()).await {
         Ok(by) => {
             request.extensions_mut().insert(Operator(admin.store.acting(by.clone())));
-            (by, None)
+            (by, is_change, next.run(request).await)
         }
-        Err((by, refused)) => (by, Some(refused)),
-    };
-    let is_admitted = refused.is_none();
-    let response = match refused {
-        Some(refused) => refused.into_response(),
-        None => next.run(request).await,
+        Err((by, refused)) => (by, false, refused.into_response()),
     };
     let Some(Refused { status, reason, .. }) = response.extensions().get() else { return response };
     metrics::count(&admin.metrics.admin_refused, class(*status));
     let is_worth_it = match *status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => false,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY => true,
-        _ => !matches!(method, Method::GET | Method::HEAD),
+        _ => is_change,
     };
-    // Nobody pushes the changes out of the log with what he may not do. Whoever may do it can change anything.
+    // Nobody pushes the changes out of the log with what he may not do, or only looks at.
     let who = if *status == StatusCode::UNAUTHORIZED { Arc::from("") } else { by.actor.clone() };
-    let is_noted = is_worth_it && (is_admitted || !admin.access.noted.is_blocked(&who, Instant::now()));
-    if is_noted {
+    if is_worth_it && (may_change || !admin.access.noted.is_blocked(&who, Instant::now())) {
         admin.access.noted.failed(who, Instant::now());
         let note = Note::refused("api", format!("{method} {path}"), format!("{}: {reason}", status.as_u16()));
         tracing::warn!(actor = %by.actor, what = %note.target, why = %note.detail, "the admin API refused something");
@@ -182,8 +171,11 @@ async fn admitted(admin: &Admin, peer: SocketAddr, method: &Method, headers: &He
     let shown = authorization.to_str().ok().and_then(|value| value.split_once(' '));
     let token = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     let token = token.and_then(|(_, token)| token.trim().parse::<Token>().ok());
-    let rows = admin.store.tokens().await.map_err(|error| (stranger(), error.into()))?;
-    let Some(row) = token.and_then(|token| auth::valid(&rows, &token)) else {
+    let row = match &token {
+        Some(token) => admin.store.token(token.hash()).await.map_err(|error| (stranger(), error.into()))?,
+        None => None,
+    };
+    let Some(row) = row.filter(TokenRow::is_valid) else {
         admin.access.failures.failed(address, Instant::now());
         let reason = "the token is unknown, expired or revoked";
         return Err((stranger(), Refused::new(StatusCode::UNAUTHORIZED, reason)));
@@ -202,16 +194,18 @@ async fn admitted(admin: &Admin, peer: SocketAddr, method: &Method, headers: &He
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
-impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Admin>> for Json<T> {
     type Rejection = Refused;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+    async fn from_request(request: Request, admin: &Arc<Admin>) -> Result<Self, Refused> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
         if kind.as_deref() != Some("application/json") {
             return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body is application/json"));
         }
-        let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+        let body = Limited::new(request.into_body(), MAX_BODY).collect();
+        let body = tokio::time::timeout(admin.patience.load().body_timeout, body).await;
+        let body = body.map_err(|_| Refused::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
         let bytes = body
             .map_err(|_| Refused::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY} bytes")))?;
         let bytes = bytes.to_bytes();

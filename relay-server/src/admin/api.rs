@@ -1,6 +1,6 @@
 //! The admin API: what an operator sees and changes. `openapi.json` describes it; a test holds the two together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use hookway_protocol::host::Host;
 use hookway_protocol::id::DeliveryId;
 use hookway_protocol::settings;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Admin;
 use super::access::{self, Json, Operator, Path, Query, Refused};
 use crate::auth::{Scope, TokenName, TokenPattern};
-use crate::certs::described;
+use crate::certs;
 use crate::limits::Rate;
 use crate::protection::{PRESETS, PathPrefix, Protection, Shown, Source, User};
 use crate::queue::Depth;
@@ -79,12 +79,18 @@ impl Part {
         let limit = Self::limit(self.limit)?;
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all.retain(|(key, _)| self.after.as_ref().is_none_or(|after| key > after));
-        let more = all.len() > limit;
-        all.truncate(limit);
-        let next = all.last().filter(|_| more).map(|(key, _)| key.clone());
-        let items: Vec<Value> = all.into_iter().map(|(_, item)| shown(item)).collect();
-        Ok(axum::Json(json!({"items": items, "next": next})))
+        all.truncate(limit + 1);
+        let mut keys: Vec<String> = all.iter().map(|(key, _)| key.clone()).collect();
+        page(all.into_iter().map(|(_, item)| shown(item)).collect(), limit, |_| keys.swap_remove(limit - 1))
     }
+}
+
+/// A part of a list, of which one more was asked for than it may have, and where the rest begins.
+fn page<T: Serialize, K: Serialize>(mut items: Vec<T>, most: usize, key: impl FnOnce(&T) -> K) -> Answer {
+    let more = items.len() > most;
+    items.truncate(most);
+    let next = items.last().filter(|_| more).map(key);
+    Ok(axum::Json(json!({"items": items, "next": next})))
 }
 
 async fn status(State(admin): State<Arc<Admin>>, Operator(store): Operator) -> Answer {
@@ -97,7 +103,7 @@ async fn status(State(admin): State<Arc<Admin>>, Operator(store): Operator) -> A
     let valid = tokens.iter().filter(|token| token.is_valid()).count();
     let certificate = admin.certificate();
     Ok(axum::Json(json!({
-        "version": env!("CARGO_PKG_VERSION"), "domain": admin.domain, "started_at": admin.started_at,
+        "version": env!("CARGO_PKG_VERSION"), "domain": admin.urls.domain, "started_at": admin.started_at,
         "now": Timestamp::now(), "well": problems.is_empty(), "problems": problems, "draining": admin.shutdown.is_draining(),
         "sessions": admin.tunnel.sessions_now().len(), "endpoints": endpoints, "tokens": valid,
         "queue": {
@@ -117,10 +123,7 @@ async fn endpoint(State(admin): State<Arc<Admin>>, Operator(store): Operator, Pa
     let mut shown = admin.shown(&row);
     let mut listeners = store.listeners().await?;
     listeners.retain(|listener| listener.endpoint == row.id && !listener.name.is_empty());
-    shown["listeners"] = listeners
-        .iter()
-        .map(|it| json!({"name": it.name, "last_seen_at": it.seen_at, "missed": it.missed.count}))
-        .collect();
+    shown["listeners"] = json!(listeners);
     Ok(axum::Json(shown))
 }
 
@@ -276,22 +279,7 @@ async fn deliveries(Operator(store): Operator, Query(kept): Query<Kept>) -> Answ
         after: kept.after.unwrap_or(0),
         most: most + 1,
     };
-    let mut rows = store.list(listing).await?;
-    let more = rows.len() > most;
-    rows.truncate(most);
-    let next = rows.last().filter(|_| more).map(|row| row.seq);
-    Ok(axum::Json(json!({"items": rows.iter().map(shown).collect::<Vec<_>>(), "next": next})))
-}
-
-fn shown(row: &QueuedRow) -> Value {
-    let QueuedRow { seq, delivery, last, since, dead_since } = row;
-    json!({
-        "seq": seq, "id": delivery.id.to_string(), "endpoint": delivery.name, "method": delivery.method,
-        "listener": Some(&delivery.listener).filter(|name| !name.is_empty()), "path": delivery.path,
-        "bytes": delivery.bytes, "received_at": delivery.received_at, "since": since, "attempts": delivery.attempts,
-        "possible_duplicate": delivery.handed, "last": Some(last).filter(|last| !last.is_empty()),
-        "dead_since": dead_since,
-    })
+    page(store.list(listing).await?, most, |row| row.seq)
 }
 
 /// Which dead letters: one of the three.
@@ -304,45 +292,40 @@ struct Which {
 }
 
 impl Which {
-    async fn dead(self, store: &dyn crate::store::Store) -> Result<Dead, Refused> {
-        let endpoints = store.endpoints().await?;
-        match (self.ids, self.endpoint, self.all) {
-            (None, Some(name), None) => {
-                let row = endpoints.iter().find(|row| row.name == name);
-                Ok(Dead::Of(row.ok_or_else(|| Refused::unknown("endpoint", &name))?.id))
-            }
+    /// Those that are there, of endpoints for which `wanted` holds: a row says whose it was when its endpoint is gone.
+    async fn dead(self, store: &dyn crate::store::Store, wanted: impl Fn(&QueuedRow) -> bool) -> Result<Dead, Refused> {
+        let (endpoint, ids) = match (self.ids, self.endpoint, self.all) {
+            (None, Some(name), None) => (Some(name), None),
             (Some(ids), None, None) if (1..=MOST).contains(&ids.len()) => {
-                let mut seqs = Vec::new();
-                for id in &ids {
-                    let wrong = || Refused::wrong("ids are whole ids of deliveries, such as req_01…");
-                    let id = Some(id.parse().map_err(|_| wrong())?);
-                    let rows = store.list(Listing { id, dead: Some(true), most: MOST, ..Listing::default() }).await?;
-                    let of_nobody = |row: &&QueuedRow| endpoints.iter().any(|it| it.id == row.delivery.endpoint);
-                    seqs.extend(rows.iter().filter(of_nobody).map(|row| row.seq));
-                }
-                seqs.sort_unstable();
-                seqs.dedup();
-                Ok(Dead::These(seqs))
+                let wrong = |_| Refused::wrong("ids are whole ids of deliveries, such as req_01…");
+                let ids = ids.iter().map(|id| id.parse::<DeliveryId>().map_err(wrong)).collect::<Result<_, _>>()?;
+                (None, Some(ids))
             }
-            (None, None, Some(true)) => {
-                let rows = store.list(Listing { dead: Some(true), most: usize::MAX, ..Listing::default() }).await?;
-                let is_there = |row: &&QueuedRow| endpoints.iter().any(|it| it.id == row.delivery.endpoint);
-                Ok(Dead::These(rows.iter().filter(is_there).map(|row| row.seq).collect()))
-            }
-            _ => Err(Refused::wrong(format!("give one of: ids (1 to {MOST}), endpoint, or all: true"))),
+            (None, None, Some(true)) => (None, None),
+            _ => return Err(Refused::wrong(format!("give one of: ids (1 to {MOST}), endpoint, or all: true"))),
+        };
+        let listing = Listing { endpoint: endpoint.clone(), dead: Some(true), most: usize::MAX, ..Listing::default() };
+        let mut rows = store.list(listing).await?;
+        rows.retain(wanted);
+        if let Some(name) = endpoint.filter(|_| rows.is_empty()) {
+            find(store, &name).await?;
         }
+        let is_one = |row: &&QueuedRow| ids.as_ref().is_none_or(|ids: &HashSet<_>| ids.contains(&row.delivery.id));
+        Ok(Dead::These(rows.iter().filter(is_one).map(|row| row.seq).collect()))
     }
 }
 
 async fn retry(State(admin): State<Arc<Admin>>, Operator(store): Operator, Json(which): Json<Which>) -> Answer {
-    let dead = which.dead(&*store).await?;
+    // Nobody can get any more what is of an endpoint that is gone.
+    let there: HashSet<_> = store.endpoints().await?.into_iter().map(|row| row.id).collect();
+    let dead = which.dead(&*store, |row| there.contains(&row.delivery.endpoint)).await?;
     let revived = store.revive(dead, Timestamp::now()).await?;
     admin.changed().await?;
     Ok(axum::Json(json!({"retried": revived.len()})))
 }
 
 async fn discard(State(admin): State<Arc<Admin>>, Operator(store): Operator, Json(which): Json<Which>) -> Answer {
-    let gone = store.remove(which.dead(&*store).await?).await?;
+    let gone = store.remove(which.dead(&*store, |_| true).await?).await?;
     admin.queue.forget(&gone);
     Ok(axum::Json(json!({"discarded": gone.len()})))
 }
@@ -404,16 +387,7 @@ async fn revoke(State(admin): State<Arc<Admin>>, Operator(store): Operator, Path
 }
 
 async fn certificates(Operator(store): Operator) -> Answer {
-    let shown = |row: &crate::store::CertificateRow| {
-        let (issuer, not_after) = described(row).unzip();
-        let last_error = (!row.last_error.is_empty()).then_some(&row.last_error);
-        json!({
-            "names": row.names.split(' ').collect::<Vec<_>>(), "directory": row.directory, "issuer": issuer,
-            "not_after": not_after, "renew_at": row.due, "asked_at": row.asked_at, "failures": row.failures,
-            "last_error": last_error,
-        })
-    };
-    let items: Vec<Value> = store.certificates().await?.iter().map(shown).collect();
+    let items: Vec<Value> = store.certificates().await?.iter().map(certs::shown).collect();
     Ok(axum::Json(json!({"items": items, "next": null})))
 }
 
@@ -454,11 +428,7 @@ struct Lines {
 
 async fn audit(Operator(store): Operator, Query(lines): Query<Lines>) -> Answer {
     let most = Part::limit(lines.limit)?;
-    let mut rows = store.audit_log(lines.before, most + 1).await?;
-    let more = rows.len() > most;
-    rows.truncate(most);
-    let next = rows.last().filter(|_| more).map(|row| row.seq);
-    Ok(axum::Json(json!({"items": rows, "next": next})))
+    page(store.audit_log(lines.before, most + 1).await?, most, |row| row.seq)
 }
 
 impl Admin {
@@ -487,7 +457,7 @@ impl Admin {
         let domains = live.as_ref().map(|endpoint| self.registry.domains_of(endpoint)).unwrap_or_default();
         let clients = live.as_deref().map_or(0, Endpoint::clients);
         json!({
-            "name": row.name, "url": self.urls.https(&format!("{}.{}", row.name, self.domain)), "owner": row.owner,
+            "name": row.name, "url": self.urls.of(&row.name), "owner": row.owner,
             "created_at": row.created_at, "last_seen_at": row.last_seen_at, "clients": clients,
             "domains": domains, "waiting": depth.count, "dead_letters": depth.dead,
             "protection": Shown(&row.protection),

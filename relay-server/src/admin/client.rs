@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
 use tokio::net::TcpStream;
+
+use crate::fetch::fetch;
 
 /// A relay that runs must answer within this time.
 const ANSWER_IN: Duration = Duration::from_secs(3);
@@ -26,23 +26,11 @@ pub async fn get(admin: SocketAddr, path: &str) -> Result<(StatusCode, String), 
     let ip = if admin.ip().is_unspecified() { here } else { admin.ip() };
     let address = SocketAddr::new(ip, admin.port());
     let asked = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        let ask = Request::get(path).header(http::header::HOST, address.to_string());
-        let ask = ask.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-        let answered = async {
-            let answer = sender.send_request(ask).await.map_err(|error| error.to_string())?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
-            Ok::<_, String>((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
-        };
-        let (mut answered, mut connection) = (std::pin::pin!(answered), std::pin::pin!(connection));
-        tokio::select! {
-            biased;
-            answer = &mut answered => answer,
-            _ = &mut connection => answered.await,
-        }
+        let request = Request::get(format!("http://{address}{path}")).body(Empty::<Bytes>::new())?;
+        let answer = fetch(TcpStream::connect(address).await?, request, MAX_ANSWER).await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
     };
-    tokio::time::timeout(ANSWER_IN, asked).await.unwrap_or_else(|_| Err("no answer in time".into()))
+    let answer = tokio::time::timeout(ANSWER_IN, asked).await.unwrap_or_else(|_| Err("no answer in time".into()));
+    let answer = answer.map_err(|error| error.to_string())?;
+    Ok((answer.status(), String::from_utf8_lossy(answer.body()).into_owned()))
 }

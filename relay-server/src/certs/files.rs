@@ -1,9 +1,10 @@
 //! Certificates from PEM files, read again when they change.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
@@ -17,46 +18,49 @@ use super::{CertsError, Expiry};
 /// A chain and its key, and where they were read.
 #[derive(Debug)]
 pub(crate) struct Files {
-    source: RwLock<Source>,
-    current: RwLock<Arc<CertifiedKey>>,
-    seen: Mutex<Stamp>,
+    source: Mutex<Source>,
+    current: ArcSwap<CertifiedKey>,
 }
 
-/// The two files.
+/// The two files, and when they were last changed, as far as can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Source {
     cert: PathBuf,
     key: PathBuf,
+    changed: [Option<(SystemTime, u64)>; 2],
 }
 
-/// When the two files were last changed, as far as can be told.
-type Stamp = [Option<(SystemTime, u64)>; 2];
+impl Source {
+    /// To be made before they are read: what changes meanwhile is seen later.
+    fn of(cert: &Path, key: &Path) -> Self {
+        let changed = [cert, key].map(|path| {
+            let data = std::fs::metadata(path).ok()?;
+            Some((data.modified().ok()?, data.len()))
+        });
+        Self { cert: cert.to_owned(), key: key.to_owned(), changed }
+    }
+}
 
 impl Files {
     pub(super) fn open(cert: &Path, key: &Path) -> Result<Self, CertsError> {
-        let seen = Mutex::new(stamp(cert, key));
-        let current = RwLock::new(read(cert, key)?);
-        let source = RwLock::new(Source { cert: cert.to_owned(), key: key.to_owned() });
-        Ok(Self { source, current, seen })
+        let source = Mutex::new(Source::of(cert, key));
+        Ok(Self { source, current: ArcSwap::new(read(cert, key)?) })
     }
 
-    fn source(&self) -> Source {
-        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads these files, now and from now on; what cannot be used leaves all as it is.
     pub(super) fn read_from(&self, cert: &Path, key: &Path) -> Result<(), CertsError> {
-        let pair = read(cert, key)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = stamp(cert, key);
-        *self.source.write().unwrap_or_else(PoisonError::into_inner) =
-            Source { cert: cert.to_owned(), key: key.to_owned() };
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = pair;
+        let now = Source::of(cert, key);
+        self.current.store(read(cert, key)?);
+        *self.source() = now;
         Ok(())
     }
 
     pub(super) fn current(&self) -> Arc<CertifiedKey> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.load_full()
     }
 
     /// From when on it is good.
@@ -80,17 +84,15 @@ impl Files {
 
     /// Takes changed files into use. What cannot be used is logged, and the working pair stays.
     pub(super) fn reload(&self) {
-        let Source { cert, key } = self.source();
-        let now = stamp(&cert, &key);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
+        let mut source = self.source();
+        let now = Source::of(&source.cert, &source.key);
+        if *source == now {
             return;
         }
-        *seen = now;
-        match read(&cert, &key) {
+        match read(&now.cert, &now.key) {
             Ok(pair) => {
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = pair;
-                tracing::info!(cert = %cert.display(), "certificate reloaded");
+                self.current.store(pair);
+                tracing::info!(cert = %now.cert.display(), "certificate reloaded");
             }
             Err(error) => {
                 // One file may be written before the other: the next change brings the pair.
@@ -98,14 +100,8 @@ impl Files {
                 tracing::warn!(%error, cause, "changed certificate not taken; the one before stays in force");
             }
         }
+        *source = now;
     }
-}
-
-fn stamp(cert: &Path, key: &Path) -> Stamp {
-    [cert, key].map(|path| {
-        let data = std::fs::metadata(path).ok()?;
-        Some((data.modified().ok()?, data.len()))
-    })
 }
 
 fn read(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertsError> {

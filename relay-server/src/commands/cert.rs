@@ -15,7 +15,7 @@ pub(crate) async fn cert(command: CertCommand) -> anyhow::Result<ExitCode> {
         CertCommand::Status { store } => {
             let rows = open(&store)?.certificates().await?;
             for row in &rows {
-                if store.json { say!("{}", in_json(row)) } else { in_words(row) }
+                if store.json { say!("{}", hookway_relay::shown_certificate(row)) } else { in_words(row) }
             }
             if rows.is_empty() && !store.json {
                 say!("There are no certificates from a CA here.");
@@ -32,16 +32,6 @@ pub(crate) async fn cert(command: CertCommand) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn in_json(row: &CertificateRow) -> serde_json::Value {
-    let names: Vec<&str> = row.names.split(' ').collect();
-    let (issuer, not_after) = hookway_relay::described(row).unzip();
-    let last_error = (!row.last_error.is_empty()).then_some(&row.last_error);
-    json!({
-        "names": names, "asked_at": row.asked_at, "directory": row.directory, "issuer": issuer, "not_after": not_after, "renew_at": row.due,
-        "failures": row.failures, "last_error": last_error,
-    })
 }
 
 fn in_words(row: &CertificateRow) {

@@ -2,27 +2,42 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hookway_relay::Running;
 use hookway_relay::cli::StoreArgs;
-use hookway_relay::store::AuditRow;
+use hookway_relay::store::{self, AuditRow};
 use serde_json::json;
 
-use super::{open, run};
+use super::{is_older, open, run};
 
 /// A relay takes its configuration over within this time, and hands over within that.
 const RELOADED_IN: Duration = Duration::from_secs(10);
 const HANDED_OVER_IN: Duration = Duration::from_secs(340);
 
+/// A relay that has the data folder says within this time which it is.
+const SAID_IN: Duration = Duration::from_secs(1);
+
 /// The relay that runs on the data folder.
 pub(super) fn running(args: &StoreArgs) -> anyhow::Result<Running> {
-    let folder = args.data_dir.display();
-    let found = hookway_relay::running(&args.data_dir).with_context(|| format!("cannot look into {folder}"))?;
-    found.with_context(|| {
-        format!("no relay runs on {folder}\n  next:  systemctl start hookway-relay, or name its folder with --data-dir")
-    })
+    let (folder, until) = (args.data_dir.display(), Instant::now() + SAID_IN);
+    loop {
+        let found = hookway_relay::running(&args.data_dir).with_context(|| format!("cannot look into {folder}"))?;
+        let relay = found.with_context(|| {
+            format!(
+                "no relay runs on {folder}\n  next:  systemctl start hookway-relay, or name its folder with --data-dir"
+            )
+        })?;
+        if relay.pid != 0 {
+            return Ok(relay);
+        }
+        anyhow::ensure!(
+            Instant::now() < until,
+            "{folder} is in use, and by whom is not said\n  next:  try again in a moment"
+        );
+        std::thread::sleep(SAID_IN / 20);
+    }
 }
 
 pub(crate) async fn status(args: StoreArgs) -> anyhow::Result<ExitCode> {
@@ -85,17 +100,27 @@ pub(super) async fn told(
     action: &str,
     refused: &str,
 ) -> anyhow::Result<ExitCode> {
-    let store = open(args)?;
-    let newest = async || Ok::<_, anyhow::Error>(store.audit_log(None, 1).await?.first().map_or(0, |row| row.seq));
-    let before = newest().await?;
+    // A relay of an earlier version is told by this program, too, and may know of no audit log until it has handed over.
+    let (store, is_older) = (store::open_as_it_is(&args.data_dir)?, is_older(&args.data_dir)?);
+    let newest = async |count| match store.audit_log(None, count).await {
+        Err(_) if is_older => Ok(Vec::new()),
+        rows => rows,
+    };
+    let before = newest(1).await?.first().map_or(0, |row| row.seq);
     let pid = i32::try_from(relay.pid).ok().and_then(rustix::process::Pid::from_raw);
-    let pid = pid.context("the relay that runs is of an earlier version\n  next:  systemctl restart hookway-relay")?;
+    let pid = pid.filter(|_| hookway_relay::is_seen(&args.data_dir, relay)).with_context(|| {
+        let folder = args.data_dir.display();
+        format!(
+            "the relay that runs on {folder} is process {} elsewhere, and cannot be told from here\n  next:  run this \
+             where it runs: in its container, or on its machine",
+            relay.pid
+        )
+    })?;
     rustix::process::kill_process(pid, signal)
         .context("the relay cannot be told\n  next:  be the user that runs it, or root")?;
     let told = async {
         loop {
-            let rows = store.audit_log(None, 20).await?;
-            if let Some(row) = rows.into_iter().find(|row| row.seq > before && row.action == action) {
+            if let Some(row) = newest(20).await?.into_iter().find(|row| row.seq > before && row.action == action) {
                 return Ok::<_, anyhow::Error>(row);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use hookway_relay::cli::{QueueCommand, StoreArgs};
-use hookway_relay::store::{Dead, EndpointRow, QueuedRow};
+use hookway_relay::store::{Dead, EndpointRow, Listing, QueuedRow, Store};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -26,19 +26,17 @@ pub(crate) async fn queue(command: QueueCommand) -> anyhow::Result<ExitCode> {
             })?;
         }
         QueueCommand::List { store, endpoint } => {
-            list(&store, endpoint.as_deref(), |row| row.dead_since.is_none()).await?
+            list(&store, endpoint, false).await?;
         }
         QueueCommand::DeadLetters { store, endpoint } => {
-            list(&store, endpoint.as_deref(), |row| row.dead_since.is_some()).await?;
+            list(&store, endpoint, true).await?;
         }
         QueueCommand::Retry { store, ids, endpoint, all } => {
             let opened = open(&store)?;
-            let (endpoints, rows) = (opened.endpoints().await?, opened.deliveries().await?);
-            known(&endpoints, &rows, endpoint.as_deref())?;
-            let dead: Vec<&QueuedRow> = rows.iter().filter(|row| row.dead_since.is_some()).collect();
-            let wanted: Vec<&QueuedRow> = if all || endpoint.is_some() {
-                let wanted = |row: &&QueuedRow| endpoint.as_ref().is_none_or(|name| *name == row.delivery.name);
-                dead.into_iter().filter(wanted).collect()
+            let is_any = all || endpoint.is_some();
+            let (endpoints, dead) = (opened.endpoints().await?, listed(&*opened, endpoint, true).await?);
+            let wanted: Vec<&QueuedRow> = if is_any {
+                dead.iter().collect()
             } else {
                 ids.iter().map(|id| one_of(&dead, id)).collect::<anyhow::Result<Vec<_>>>()?.concat()
             };
@@ -93,51 +91,42 @@ fn known(endpoints: &[EndpointRow], rows: &[QueuedRow], name: Option<&str>) -> a
 }
 
 /// The dead letter that an id or a part of it names: all copies of it.
-fn one_of<'a>(dead: &[&'a QueuedRow], id: &str) -> anyhow::Result<Vec<&'a QueuedRow>> {
+fn one_of<'a>(dead: &'a [QueuedRow], id: &str) -> anyhow::Result<Vec<&'a QueuedRow>> {
     let wanted = id.to_ascii_lowercase();
     let named = |row: &&QueuedRow| {
         let own = row.delivery.id.to_string().to_ascii_lowercase();
         own.starts_with(&wanted) || own.ends_with(&wanted)
     };
     let next = "next:  hookway-relay queue dead-letters";
-    let found: Vec<&QueuedRow> = dead.iter().copied().filter(named).collect();
+    let found: Vec<&QueuedRow> = dead.iter().filter(named).collect();
     let Some(first) = found.first() else { anyhow::bail!("no dead letter has the id `{id}`\n  {next}") };
     let are_one = found.iter().all(|row| row.delivery.id == first.delivery.id);
     anyhow::ensure!(are_one, "several dead letters have an id like `{id}`\n  {next}");
     Ok(found)
 }
 
-async fn list(store: &StoreArgs, endpoint: Option<&str>, wanted: fn(&QueuedRow) -> bool) -> anyhow::Result<()> {
-    let opened = open(store)?;
-    let mut rows = opened.deliveries().await?;
-    known(&opened.endpoints().await?, &rows, endpoint)?;
-    rows.retain(|row| wanted(row) && endpoint.is_none_or(|name| row.delivery.name == name));
-    if store.json {
-        for row in &rows {
-            let QueuedRow { delivery, last, since, dead_since, .. } = row;
-            say!(
-                "{}",
-                json!({
-                    "id": delivery.id.to_string(), "endpoint": delivery.name, "method": delivery.method,
-                    "listener": Some(&delivery.listener).filter(|name| !name.is_empty()),
-                    "path": delivery.path, "bytes": delivery.bytes, "received_at": delivery.received_at,
-                    "since": since, "attempts": delivery.attempts, "possible_duplicate": delivery.handed,
-                    "last": Some(last).filter(|last| !last.is_empty()), "dead_since": dead_since,
-                })
-            );
-        }
-        return Ok(());
+/// Dead letters, or those that wait; of one endpoint, or of all.
+async fn listed(store: &dyn Store, endpoint: Option<String>, dead: bool) -> anyhow::Result<Vec<QueuedRow>> {
+    let listing = Listing { endpoint: endpoint.clone(), dead: Some(dead), most: usize::MAX, ..Listing::default() };
+    let rows = store.list(listing).await?;
+    if rows.is_empty() && endpoint.is_some() {
+        // Perhaps it has others.
+        known(&store.endpoints().await?, &store.deliveries().await?, endpoint.as_deref())?;
     }
-    say!("ID                              ENDPOINT          RECEIVED              TRIED  WHAT");
-    for QueuedRow { delivery, last, .. } in &rows {
+    Ok(rows)
+}
+
+async fn list(store: &StoreArgs, endpoint: Option<String>, dead: bool) -> anyhow::Result<()> {
+    let rows = listed(&*open(store)?, endpoint, dead).await?;
+    let title = "ID                              ENDPOINT          RECEIVED              TRIED  WHAT";
+    print_rows(&rows, store.json, title, |QueuedRow { delivery, last, .. }| {
         let last = if last.is_empty() { String::new() } else { format!("   {last}") };
         let listener =
             if delivery.listener.is_empty() { String::new() } else { format!("   for {}", delivery.listener) };
         let what = harmless(&format!("{} {}{listener}{last}", delivery.method, delivery.path));
         let (id, at, tried) = (delivery.id.to_string(), delivery.received_at, delivery.attempts);
-        say!("{id}  {:<16}  {at:.0}  {tried:>5}  {what}", delivery.name);
-    }
-    Ok(())
+        format!("{id}  {:<16}  {at:.0}  {tried:>5}  {what}", delivery.name)
+    })
 }
 
 /// A text from outside without what a terminal could take for a command.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hookway_relay::cli::{Command, LogFormat, RunArgs};
+use hookway_relay::config::ConfigError;
 use hookway_relay::store::Note;
 use hookway_relay::{BindError, CertsError, Config, Predecessor, Server};
 use serde_json::json;
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     };
     let config = match args.config() {
         Ok(config) => config,
-        Err(error) => return fail(&error.into(), 7),
+        Err(error) => return end(&error.into(), 7, args.log_format),
     };
     let domain = config.domain.to_string();
     // The file may be another by the time of a hand-over; its name is the same.
@@ -83,7 +84,17 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         }
         Ok(ExitCode::SUCCESS)
     };
-    block_on(serve).unwrap_or_else(|error| fail(&error, 1))
+    block_on(serve).unwrap_or_else(|error| end(&error, 1, args.log_format))
+}
+
+/// Says why it does not run, in the form of the log.
+fn end(error: &anyhow::Error, code: u8, format: LogFormat) -> ExitCode {
+    if format == LogFormat::Text || !tracing::enabled!(tracing::Level::ERROR) {
+        return fail(error, code);
+    }
+    let next = error.downcast_ref::<ConfigError>().map(ConfigError::next);
+    tracing::error!(next, "{error:#}");
+    ExitCode::from(code)
 }
 
 fn filter(text: &str) -> anyhow::Result<EnvFilter> {
@@ -107,6 +118,7 @@ fn log(filter: EnvFilter, format: LogFormat) -> Refilter {
 
 /// Reads the configuration again, and takes over what is good; or nothing, when something is not.
 async fn reload(server: &Server, refilter: &Refilter, format: LogFormat) {
+    server.reopen();
     let read = || -> anyhow::Result<(Config, EnvFilter, LogFormat)> {
         match hookway_relay::config::parse(std::env::args_os())??.command {
             Command::Run(args) => Ok((args.config()?, filter(&args.log)?, args.log_format)),
@@ -130,8 +142,7 @@ async fn reload(server: &Server, refilter: &Refilter, format: LogFormat) {
             Note::done(RELOAD, "", format!("waits for a restart: {later}"))
         }
         Err(error) => {
-            let why: Vec<String> = error.chain().map(ToString::to_string).collect();
-            let why = why.join(": ");
+            let why = format!("{error:#}");
             tracing::error!(why, "configuration not reloaded; the one before stays in force");
             Note::refused(RELOAD, "", why)
         }
@@ -149,9 +160,7 @@ async fn hand_over(server: &Server, program: Option<&Path>) -> bool {
         Some(program) => {
             tracing::info!(program = %program.display(), "handing over to a new process");
             let taken = server.hand_over(program, std::env::args_os().skip(1).collect()).await;
-            taken.map_err(|error| {
-                anyhow::Error::new(error).chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
-            })
+            taken.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
         }
     };
     let (note, is_over) = match note {

@@ -2,11 +2,14 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use http::HeaderValue;
+use tokio::sync::Semaphore;
 
 use super::{Protection, basic_auth};
 use crate::limits::{Address, Throttle};
@@ -16,6 +19,9 @@ const MAX_FAILURES: u32 = 10;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 /// A password must have been looked at within this time; one after the other, for each takes a core for a while.
 const LOOKED_AT_WITHIN: Duration = Duration::from_secs(10);
+/// Of all endpoints' at once so many are looked at: half of the cores. An endpoint has one of them at most.
+static LOOKS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(available_parallelism().map_or(1, NonZeroUsize::get).div_ceil(2))));
 /// Right passwords that are remembered, by their hash.
 const MAX_KNOWN: usize = 64;
 
@@ -76,8 +82,8 @@ impl Guard {
         }
         let (name, password) = basic_auth::credentials(authorization).ok_or(Barred::Credentials)?;
         let address = Address::from(ip);
-        let looking = tokio::time::timeout(LOOKED_AT_WITHIN, self.looking.clone().lock_owned());
-        let looking = looking.await.map_err(|_| Barred::Busy)?;
+        let turn = async { (self.looking.clone().lock_owned().await, LOOKS.clone().acquire_owned().await) };
+        let turn = tokio::time::timeout(LOOKED_AT_WITHIN, turn).await.map_err(|_| Barred::Busy)?;
         // The one before may have shown the same.
         if self.is_known(&shown) {
             return Ok(());
@@ -88,7 +94,7 @@ impl Guard {
         let guard = self.clone();
         // To its end, with all that comes of it: a sender that hangs up drops the request, and not what it costs.
         let look = move || {
-            let _looking = looking;
+            let _turn = turn;
             let user = guard.protection.users.iter().find(|user| user.name() == name);
             // As long for a name that nobody has.
             let hash_of = user.or(guard.protection.users.first());

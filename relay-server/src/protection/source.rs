@@ -70,9 +70,16 @@ impl FromStr for Source {
         if PRESETS.contains_key(text) {
             return Ok(Self::Preset(text.to_owned()));
         }
-        let one = || text.parse::<IpAddr>().ok().map(|ip| IpNet::from(ip.to_canonical()));
-        let net = text.parse::<IpNet>().ok().or_else(one);
-        net.map(|net| Self::Net(net.trunc())).ok_or(InvalidSource)
+        network(text).map(Self::Net).ok_or(InvalidSource)
+    }
+}
+
+/// A network, or one address. Of IPv4 addresses in IPv6 ones, those IPv4 addresses: as they are they match nobody.
+pub(crate) fn network(text: &str) -> Option<IpNet> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?.trunc();
+    match net.addr().to_canonical() {
+        ip @ IpAddr::V4(_) if net.addr().is_ipv6() => IpNet::new(ip, net.prefix_len() - 96).ok(),
+        _ => Some(net),
     }
 }
 
@@ -111,6 +118,9 @@ mod tests {
     #[case("192.0.2.7", "192.0.2.7", true)]
     #[case("192.0.2.7", "::ffff:192.0.2.7", true)]
     #[case("::ffff:192.0.2.7", "192.0.2.7", true)]
+    #[case("::ffff:192.0.2.0/120", "192.0.2.9", true)]
+    #[case("::ffff:192.0.2.0/120", "192.0.3.9", false)]
+    #[case("::ffff:0.0.0.0/96", "192.0.2.9", true)]
     #[case("2001:db8::/32", "2001:db8:1::1", true)]
     #[case("2001:db8::/32", "192.0.2.7", false)]
     #[case("all", "2001:db8::1", true)]

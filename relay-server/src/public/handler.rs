@@ -23,8 +23,8 @@ use super::Config;
 use super::answer::{Answer, NOINDEX, Page, X_ROBOTS_TAG};
 use super::inbound::{Inbound, InboundLimits};
 use super::origin::{Origin, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
-use super::sender::{Sender, Written, milliseconds};
-use crate::access_log::{AccessLog, Line};
+use super::sender::{Sender, Written};
+use crate::access_log::{AccessLog, Line, milliseconds};
 use crate::certs::Certs;
 use crate::delivery::{Body, Delivery, Reply, ReplyBody};
 use crate::metrics::{self, Metrics, Up};
@@ -68,10 +68,11 @@ impl Handler {
         self.metrics.requests.inc();
         let id = DeliveryId::now();
         let browser = request.method() == Method::GET && accepts_html(request.headers());
-        let mut written = self.access_log.as_ref().map(|log| self.begun(log, sender, id, &request));
+        let mut written = self.access_log.as_ref().map(|log| Self::begun(log, id, &request));
         let span = self.tracer.begin(request.method(), request.headers());
         let next = span.as_ref().and_then(Span::traceparent);
-        let answer = self.deliver(sender, id, request, next).await;
+        let line = written.as_deref_mut().map(|written| &mut written.line);
+        let answer = self.deliver(sender, id, request, next, line).await;
         let mut refused = None;
         let response = answer.unwrap_or_else(|answer| {
             metrics::count(&self.metrics.refused, answer.reason);
@@ -79,8 +80,8 @@ impl Handler {
             if let Some(written) = &mut written {
                 written.line.reason = refused;
             }
-            let contact = self.config.load().abuse_contact.clone();
-            answer.response(Some(id), browser.then_some(Page { contact }))
+            let page = browser.then(|| Page { contact: self.config.load().abuse_contact.clone() });
+            answer.response(Some(id), page)
         });
         if let Some(Written { line, since, .. }) = written.as_deref_mut() {
             line.status = response.status().as_u16();
@@ -96,52 +97,45 @@ impl Handler {
     }
 
     /// What the access log says of a request that has begun.
-    fn begun(
-        &self,
-        log: &Arc<AccessLog>,
-        sender: &Sender,
-        id: DeliveryId,
-        request: &Request<Incoming>,
-    ) -> Box<Written> {
-        let host = host(request).map(|host| host.to_string()).unwrap_or_default();
-        let endpoint = Host::parse(&host).ok().and_then(|host| self.endpoint(&host));
-        let origin = Origin::of(sender, request.headers(), &self.config.load().trusted_proxy);
+    fn begun(log: &Arc<AccessLog>, id: DeliveryId, request: &Request<Incoming>) -> Box<Written> {
         let line = Line {
             at: Timestamp::now(),
             id: id.to_string(),
-            endpoint: endpoint.map(|endpoint| endpoint.name.to_string()),
-            remote: origin.node.text.clone(),
-            method: request.method().to_string(),
-            path: Line::path(request.uri().path()),
-            host,
+            method: Line::plain(request.method().as_str()),
+            path: Line::plain(request.uri().path()),
             http: match request.version() {
                 Version::HTTP_10 => "1.0",
                 Version::HTTP_2 => "2",
                 _ => "1.1",
             },
-            status: 0,
-            reason: None,
             request_bytes: request.body().size_hint().exact(),
-            reply_bytes: 0,
-            first_byte_ms: 0.0,
-            duration_ms: 0.0,
-            cut: false,
+            ..Line::default()
         };
         let is_bodiless = request.method() == Method::HEAD;
         Box::new(Written { log: log.clone(), line, since: Instant::now(), is_bodiless })
     }
 
+    /// Delivers a request, and says in its line who has sent it whereto.
     async fn deliver(
         &self,
         sender: &Arc<Sender>,
         id: DeliveryId,
         mut request: Request<Incoming>,
         traceparent: Option<HeaderValue>,
+        line: Option<&mut Line>,
     ) -> Result<Response<ReplyBody>, Answer> {
         let started = Instant::now();
-        let host = host(&request)?;
         let config = self.config.load_full();
         let origin = Origin::of(sender, request.headers(), &config.trusted_proxy);
+        let host = host(&request);
+        if let Some(line) = line {
+            line.remote.clone_from(&origin.node.text);
+            if let Ok(host) = &host {
+                line.host = host.to_string();
+                line.endpoint = self.endpoint(host).map(|endpoint| endpoint.name.to_string());
+            }
+        }
+        let host = host?;
         // What a trusted proxy says to us is no word of the sender's.
         if let Some(Some(tls)) = sender.tls.as_ref().filter(|_| !sender.is_proxy)
             && *tls != host
@@ -154,23 +148,7 @@ impl Handler {
         {
             return Ok(Response::new(ReplyBody::Whole(Some(text.into()))));
         }
-        if !origin.https && !config.http_serve {
-            // Only to names that are ours: a redirect to anywhere is a phisher's tool.
-            let ours = host == self.domain || host.below(&self.domain).is_some() || self.registry.at(&host).is_some();
-            return Err(if ours { self.to_https(&host, &request) } else { Answer::unknown_endpoint() });
-        }
-        let ip = origin.node.ip;
-        // First: who is denied learns no names.
-        if config.deny.iter().any(|source| source.has(ip)) {
-            return Err(Barred::Address.into());
-        }
-        let endpoint = self.endpoint(&host).ok_or_else(Answer::unknown_endpoint)?;
-        let guard = endpoint.guard();
-        guard.check(ip, request.uri().path(), request.headers().get(header::AUTHORIZATION)).await?;
-        let max_body = guard.protection.max_body.unwrap_or(u64::MAX).min(config.max_body);
-        if request.body().size_hint().lower() > max_body {
-            return Err(Answer::too_large(max_body));
-        }
+        let (endpoint, max_body) = self.admitted(&host, &origin, &request, &config).await?;
         if let Some(next) = traceparent {
             request.headers_mut().insert(TRACEPARENT, next);
         }
@@ -184,11 +162,11 @@ impl Handler {
         self.metrics.first_byte.observe(started.elapsed().as_secs_f64());
         match (reply, switched) {
             (Reply::App(status, headers, body), _) => {
+                let headers = outgoing(status, headers, &body, to_head).ok_or_else(Answer::no_http)?;
                 self.metrics.replies.count(status);
                 if let ReplyBody::Whole(Some(bytes)) = &body {
                     self.metrics.reply_bytes.inc_by(bytes.len() as u64);
                 }
-                let headers = outgoing(status, headers, &body, to_head).ok_or_else(Answer::no_http)?;
                 let mut response = Response::new(body);
                 *response.status_mut() = status;
                 *response.headers_mut() = headers;
@@ -216,6 +194,32 @@ impl Handler {
                 Ok(response)
             }
         }
+    }
+
+    /// The endpoint that a request is for, if it may pass, and how large its body may be.
+    async fn admitted(
+        &self,
+        host: &Host<'_>,
+        origin: &Origin<'_>,
+        request: &Request<Incoming>,
+        config: &Config,
+    ) -> Result<(Arc<Endpoint>, u64), Answer> {
+        if !origin.https && !config.http_serve {
+            // Only to names that are ours: a redirect to anywhere is a phisher's tool.
+            let ours = *host == self.domain || host.below(&self.domain).is_some() || self.registry.at(host).is_some();
+            return Err(if ours { self.to_https(host, request) } else { Answer::unknown_endpoint() });
+        }
+        let ip = origin.node.ip;
+        // First: who is denied learns no names.
+        if config.deny.iter().any(|source| source.has(ip)) {
+            return Err(Barred::Address.into());
+        }
+        let endpoint = self.endpoint(host).ok_or_else(Answer::unknown_endpoint)?;
+        let guard = endpoint.guard();
+        guard.check(ip, request.uri().path(), request.headers().get(header::AUTHORIZATION)).await?;
+        let max_body = guard.protection.max_body.unwrap_or(u64::MAX).min(config.max_body);
+        let fits = request.body().size_hint().lower() <= max_body;
+        fits.then_some((endpoint, max_body)).ok_or_else(|| Answer::too_large(max_body))
     }
 
     /// Delivers. A body that is announced as small is read whole first, and such a delivery carried out even when the
@@ -348,8 +352,8 @@ fn published(mut response: Response<ReplyBody>, config: &Config) -> Response<Rep
     // All that is said of it: which of them counts, browsers have rules of their own for (Fetch §2.2.6).
     let kinds = response.headers().get_all(header::CONTENT_TYPE).iter();
     let is_page_of = |kind: &HeaderValue| {
-        let text = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
-        text.split([',', ';']).any(|kind| PAGES.contains(&kind.trim()))
+        let mut kinds = kind.as_bytes().split(|byte| b",;".contains(byte)).map(<[u8]>::trim_ascii);
+        kinds.any(|kind| PAGES.iter().any(|page| kind.eq_ignore_ascii_case(page.as_bytes())))
     };
     let is_page = kinds.map(is_page_of).reduce(|one, other| one || other);
     if config.webhooks_only && is_page == Some(true) {

@@ -1,5 +1,6 @@
 //! A connection that does not wait for ever for its peer to take what it is sent.
 
+use std::error::Error;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 
 /// A TCP stream whose writes fail when nothing could be sent for a while (slow-read attacks).
 #[derive(Debug)]
-pub(super) struct Paced {
+pub(crate) struct Paced {
     stream: TcpStream,
     timeout: Duration,
     /// Runs while a write waits. Made at the first wait: most connections never do.
@@ -20,7 +21,7 @@ pub(super) struct Paced {
 }
 
 impl Paced {
-    pub(super) const fn new(stream: TcpStream, timeout: Duration) -> Self {
+    pub(crate) const fn new(stream: TcpStream, timeout: Duration) -> Self {
         Self { stream, timeout, deadline: None, waiting: false }
     }
 
@@ -40,6 +41,12 @@ impl Paced {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Whether this is the error of a write that waited for too long.
+pub(super) fn is_late(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = anyhow::Chain::new(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 impl AsyncRead for Paced {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use super::origin::Node;
-use crate::access_log::{AccessLog, Line};
+use crate::access_log::{AccessLog, Line, milliseconds};
 use crate::delivery::ReplyBody;
 use crate::limits::{Place, Share};
 use crate::metrics::Up;
@@ -56,7 +56,7 @@ pub(super) struct Sender {
     /// Told when a request has begun.
     begun: Notify,
     state: Mutex<State>,
-    _places: ((Place, Place), Up),
+    _places: ((Place, Option<Place>), Up),
 }
 
 /// What a connection is doing.
@@ -91,7 +91,7 @@ impl Sender {
         tls: Option<Option<Host<'static>>>,
         shutdown: &Shutdown,
         memory: Share,
-        places: ((Place, Place), Up),
+        places: ((Place, Option<Place>), Up),
     ) -> Arc<Self> {
         let quiet_since = Instant::now();
         let state = State { requests: 0, answers: Vec::new(), quiet_since, leaving_since: None, unread: false };
@@ -334,13 +334,8 @@ impl Drop for Written {
             (self.line.reason, self.line.cut) = (Some("left"), true);
         }
         self.line.duration_ms = milliseconds(self.since.elapsed());
-        self.log.write(self.line.clone());
+        self.log.write(std::mem::take(&mut self.line));
     }
-}
-
-/// With a digit behind the point.
-pub(super) fn milliseconds(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e4).round() / 10.0
 }
 
 impl Body for Answering {

@@ -8,25 +8,26 @@ use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 
 use super::{Queue, Waiting, kept};
-use crate::store::{Dead, QueuedRow, Seq, StoreError};
+use crate::store::{Dead, Listing, QueuedRow, Seq, StoreError};
 
 impl Queue {
+    /// All that waits in the store.
+    pub(crate) async fn kept(&self) -> Result<Vec<QueuedRow>, StoreError> {
+        self.store.list(Listing { dead: Some(false), most: usize::MAX, ..Listing::default() }).await
+    }
+
     /// Takes over the dead letters that another process made wait again, and what the process before this one still
     /// accepted. Nothing else comes from elsewhere, and what is gone from the store shows when its turn comes.
-    pub(crate) async fn take_over(&self) -> Result<(), StoreError> {
-        let rows = self.store.deliveries().await?;
+    pub(crate) async fn take_over(&self, rows: Vec<QueuedRow>) -> Result<(), StoreError> {
         if self.adopts.load(Ordering::Relaxed) {
-            for row in rows.iter().filter(|row| row.dead_since.is_none()) {
+            for row in &rows {
                 let all = self.waiting().get(&row.delivery.endpoint).cloned().unwrap_or_default();
-                if all.iter().any(|waiting| waiting.backlog().knows(row.seq)) {
-                    continue;
+                if !all.iter().any(|waiting| waiting.backlog().knows(row.seq)) {
+                    self.take_in(row).await;
                 }
-                let Some((waiting, places)) = self.place(row) else { continue };
-                waiting.backlog().add(row.seq, kept::entry(row, places));
-                waiting.changed.notify_waiters();
             }
         }
-        self.revived(rows.into_iter().filter(|row| row.dead_since.is_none())).await
+        self.revived(rows.into_iter()).await
     }
 
     /// The newest dead letters of an endpoint, whichever of its listeners they are for, and how many there are.

@@ -8,7 +8,7 @@ pub(super) fn merged(old: &Config, mut new: Config) -> (Config, Vec<&'static str
     let mut later = Vec::new();
     macro_rules! keep {
         ($($name:literal => $($field:ident).+),+ $(,)?) => {
-            $(if format!("{:?}", new.$($field).+) != format!("{:?}", old.$($field).+) {
+            $(if new.$($field).+ != old.$($field).+ {
                 new.$($field).+ = old.$($field).+.clone();
                 later.push($name);
             })+
@@ -23,6 +23,7 @@ pub(super) fn merged(old: &Config, mut new: Config) -> (Config, Vec<&'static str
         "admin" => admin.admin,
         "public-port" => public.public_port,
         "access-log" => public.access_log,
+        "max-handshakes" => tunnel.max_handshakes,
         "resolver" => tunnel.resolver,
     }
     // Files are read from wherever they are said to be.

@@ -20,8 +20,7 @@ pub struct By {
 }
 
 /// By which way somebody acts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     /// The relay by itself.
     Relay,

@@ -49,7 +49,7 @@ impl Store for Database {
 
     fn kept_key(&self, fresh: [u8; 32]) -> Later<'_, [u8; 32]> {
         self.write(move |db| {
-            db.execute("INSERT INTO reset_key VALUES (1, ?) ON CONFLICT DO NOTHING", [fresh])?;
+            db.execute("INSERT INTO reset_key (one, key) VALUES (1, ?) ON CONFLICT DO NOTHING", [fresh])?;
             db.query_row("SELECT key FROM reset_key", [], |row| row.get(0))
         })
     }
@@ -68,7 +68,8 @@ impl Store for Database {
                 row.created_at.saturating_sub(FORGOTTEN_AFTER).map_or_else(|_| String::new(), |at| at.to_string());
             db.execute("DELETE FROM token WHERE revoked_at < ?1 OR expires_at < ?1", [old])?;
             db.execute(
-                "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO token (id, name, hash, endpoints, created_at, expires_at, revoked_at, scope)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 params![
                     row.id,
                     row.name,
@@ -93,6 +94,12 @@ impl Store for Database {
         self.read(|db| {
             let mut query = db.prepare_cached("SELECT * FROM token ORDER BY created_at, id")?;
             query.query_map([], token)?.collect()
+        })
+    }
+
+    fn token(&self, hash: [u8; 32]) -> Later<'_, Option<TokenRow>> {
+        self.read(move |db| {
+            db.prepare_cached("SELECT * FROM token WHERE hash = ?")?.query_row([hash], token).optional()
         })
     }
 
@@ -196,7 +203,10 @@ impl Store for Database {
                 return Ok(owner.is_some());
             };
             note(db, &name, &owner)?;
-            db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", params![name, owner, held])?;
+            db.execute(
+                "INSERT OR REPLACE INTO held (name, owner, until) VALUES (?, ?, ?)",
+                params![name, owner, held],
+            )?;
             db.execute("DELETE FROM held WHERE until <= ?", [at.as_microsecond()])?;
             db.execute("DELETE FROM domain WHERE endpoint = ?", [id])?;
             let sql = "UPDATE delivery SET dead_since = ?, last = 'the endpoint was released'
@@ -223,7 +233,8 @@ impl Store for Database {
         let by = self.by.clone();
         self.write(move |db| {
             let mut put = db.prepare_cached(
-                "INSERT OR REPLACE INTO domain SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM endpoint WHERE id = ?2)",
+                "INSERT OR REPLACE INTO domain (host, endpoint, proved_at)
+                 SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM endpoint WHERE id = ?2)",
             )?;
             if put.execute(params![row.host, row.endpoint.0, row.proved_at.as_microsecond()])? > 0 {
                 let sql = "SELECT name FROM endpoint WHERE id = ?";
@@ -269,7 +280,8 @@ impl Store for Database {
                 row.handed,
                 row.listener,
             ])?;
-            let mut insert = db.prepare_cached("INSERT INTO payload VALUES (?, ?, ?, ?)")?;
+            let sql = "INSERT INTO payload (seq, head, body, trailers) VALUES (?, ?, ?, ?)";
+            let mut insert = db.prepare_cached(sql)?;
             insert.execute(params![seq, &payload.head[..], &payload.body[..], &payload.trailers[..]])?;
             Ok(seq.cast_unsigned())
         })
@@ -362,7 +374,8 @@ impl Store for Database {
     fn put_acme_account(&self, directory: &str, credentials: String) -> Later<'_, ()> {
         let directory = directory.to_owned();
         self.write(move |db| {
-            db.execute("INSERT OR REPLACE INTO acme_account VALUES (?, ?)", [directory, credentials]).map(drop)
+            let sql = "INSERT OR REPLACE INTO acme_account (directory, credentials) VALUES (?, ?)";
+            db.execute(sql, [directory, credentials]).map(drop)
         })
     }
 
@@ -376,7 +389,8 @@ impl Store for Database {
         self.write(move |db| {
             let CertificateRow { names, directory, chain, key, due, failures, last_error, .. } = row;
             let mut put = db.prepare_cached(
-                "INSERT INTO certificate VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL)
+                "INSERT INTO certificate (names, directory, chain, key, due, failures, last_error)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                  ON CONFLICT (names) DO UPDATE SET directory = ?2, chain = ?3, key = ?4, due = ?5, failures = ?6,
                      last_error = ?7, asked_at = CASE WHEN asked_at <= ?8 THEN NULL ELSE asked_at END",
             )?;
@@ -476,7 +490,6 @@ fn dead(db: &Connection, which: &Dead) -> rusqlite::Result<Vec<Seq>> {
             }
             Ok(found)
         }
-        Dead::Of(endpoint) => find("endpoint = ?", &endpoint.0),
         Dead::Before(at) => find("dead_since <= ?", &at.as_microsecond()),
     }
 }

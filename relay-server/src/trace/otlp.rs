@@ -5,9 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
@@ -20,10 +18,23 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use super::TraceError;
+use crate::fetch::fetch;
 
 /// The collector must answer within this time, and what it answers is shorter.
 const ANSWER_IN: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 64 << 10;
+/// Methods that a span is named after.
+const KNOWN: [Method; 9] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::DELETE,
+    Method::CONNECT,
+    Method::OPTIONS,
+    Method::TRACE,
+    Method::PATCH,
+];
 
 /// Makes spans and sends them.
 #[derive(Debug)]
@@ -51,8 +62,11 @@ impl Spans {
 
     pub(super) fn begin(&self, method: &Method, headers: &HeaderMap) -> Span {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
-        let method = method.as_str().to_owned();
-        let builder = SpanBuilder::from_name(method.clone())
+        // Semantic conventions for HTTP spans: a method that is not known is a stranger's text.
+        let is_known = KNOWN.contains(method);
+        let (name, method) =
+            if is_known { (method.to_string(), method.to_string()) } else { ("HTTP".into(), "_OTHER".into()) };
+        let builder = SpanBuilder::from_name(name)
             .with_kind(SpanKind::Server)
             .with_attributes([KeyValue::new("http.request.method", method)]);
         Span(self.tracer.build_with_context(builder, &parent))
@@ -98,7 +112,18 @@ impl HttpClient for Collector {
         Self: 'b,
     {
         let asked = self.0.spawn(async move { tokio::time::timeout(ANSWER_IN, ask(request)).await? });
-        Box::pin(async move { asked.await? })
+        // The rest of OpenTelemetry says nothing of it. A batch a few seconds is no flood.
+        Box::pin(async move {
+            let answer: Result<Response<Bytes>, HttpError> = asked.await?;
+            match &answer {
+                Err(error) => tracing::warn!(%error, "spans are lost: the collector cannot be asked"),
+                Ok(answer) if !answer.status().is_success() => {
+                    tracing::warn!(status = answer.status().as_u16(), "spans are lost: the collector refuses them");
+                }
+                Ok(_) => {}
+            }
+            answer
+        })
     }
 }
 
@@ -106,23 +131,9 @@ async fn ask(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     if request.uri().scheme_str() != Some("http") {
         return Err("a collector is spoken to over http://; put one beside the relay that speaks on over TLS".into());
     }
-    let authority = request.uri().authority().ok_or("the collector's URL has no host")?.clone();
+    let authority = request.uri().authority().ok_or("the collector's URL has no host")?;
     let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80)));
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream.await?)).await?;
-    let (mut parts, body) = request.into_parts();
-    parts.headers.insert(http::header::HOST, authority.as_str().parse()?);
-    parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
-    let answered = async {
-        let (parts, body) = sender.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
-        Ok(Response::from_parts(parts, body))
-    };
-    let (mut answered, mut connection) = (std::pin::pin!(answered), std::pin::pin!(connection));
-    tokio::select! {
-        biased;
-        answer = &mut answered => answer,
-        _ = &mut connection => answered.await,
-    }
+    fetch(stream.await?, request.map(Full::new), MAX_ANSWER).await
 }
 
 #[cfg(test)]

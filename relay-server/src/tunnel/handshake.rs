@@ -18,7 +18,7 @@ use hookway_protocol::{MAX_VERSION, MIN_VERSION, common_version};
 use super::Config;
 use super::domains::Asked;
 use super::registry::{self, Claim, ClaimError, Registry};
-use crate::auth::{self, Grant, Token};
+use crate::auth::{Grant, Token};
 use crate::limits::{Address, Throttle};
 use crate::metrics::{self, Metrics};
 use crate::store::{MAX_PATH, Store, TokenRow};
@@ -55,10 +55,15 @@ pub(crate) struct Urls {
 }
 
 impl Urls {
-    fn of(&self, name: &EndpointName, waiting: u64, dead_letters: u64) -> Endpoint {
+    fn shown(&self, name: &EndpointName, waiting: u64, dead_letters: u64) -> Endpoint {
         let host = format!("{name}.{}", self.domain);
         let more_urls = self.http_port.map(|port| url("http", &host, port, 80)).into_iter().collect();
         Endpoint { name: name.to_string(), url: self.https(&host), waiting, dead_letters, more_urls }
+    }
+
+    /// The HTTPS URL of an endpoint.
+    pub(crate) fn of(&self, endpoint: &str) -> String {
+        self.https(&format!("{endpoint}.{}", self.domain))
     }
 
     /// The HTTPS URL of a host name.
@@ -133,7 +138,7 @@ impl Doorkeeper {
             let (waiting, dead) = (endpoint.waiting.depth().count, self.registry.queue.count_dead(&endpoint.waiting));
             let clients = u32::try_from(endpoint.clients()).unwrap_or(u32::MAX);
             let domains = self.registry.domains_of(endpoint);
-            OwnEndpoint { endpoint: Some(self.urls.of(&endpoint.name, waiting, dead)), clients, domains }
+            OwnEndpoint { endpoint: Some(self.urls.shown(&endpoint.name, waiting, dead)), clients, domains }
         };
         let mut room = BYTES_TOLD;
         let fits = |shown: &OwnEndpoint| {
@@ -150,7 +155,7 @@ impl Doorkeeper {
     pub(super) fn welcome(&self, granted: &Granted, claims: &[Claim], session: String) -> Welcome {
         let endpoint = |claim: &Claim| {
             let waiting = claim.waitings.iter().map(|waiting| waiting.depth().count).sum();
-            self.urls.of(&claim.endpoint.name, waiting, self.registry.queue.count_dead(&claim.endpoint.waiting))
+            self.urls.shown(&claim.endpoint.name, waiting, self.registry.queue.count_dead(&claim.endpoint.waiting))
         };
         Welcome {
             version: granted.version,
@@ -172,7 +177,7 @@ impl Doorkeeper {
             return Err((refused(Code::Limit, "too many wrong tokens from this address", next), "throttled"));
         }
         let grant = match hello.token.parse::<Token>() {
-            Ok(token) => auth::check(&self.tokens().await?, &token),
+            Ok(token) => self.token(token.hash()).await?.and_then(Grant::of),
             Err(()) => None,
         };
         let Some(grant) = grant else {
@@ -196,17 +201,17 @@ impl Doorkeeper {
 
     /// Whether a token that was good is still.
     pub(super) async fn check_again(&self, grant: &Grant) -> Result<(), Refusal> {
-        let rows = self.tokens().await?;
-        let valid = rows.iter().any(|row| row.id == grant.token_id && row.is_valid());
-        valid.then_some(()).ok_or_else(wrong_token)
+        self.token(grant.hash).await?.map(drop).ok_or_else(wrong_token)
     }
 
-    async fn tokens(&self) -> Result<Vec<TokenRow>, Refusal> {
-        self.store.tokens().await.map_err(|error| {
+    /// The token with this hash, if it is good now.
+    async fn token(&self, hash: [u8; 32]) -> Result<Option<TokenRow>, Refusal> {
+        let row = self.store.token(hash).await.map_err(|error| {
             tracing::error!(%error, "tokens cannot be read");
             let next = "try again in a minute";
             (refused(Code::Limit, "the relay cannot check tokens just now", next), "store")
-        })
+        })?;
+        Ok(row.filter(TokenRow::is_valid))
     }
 
     /// The name that a text asks for, reserved for its owner; the empty text asks for one of the relay's choice.

@@ -38,7 +38,7 @@ pub(crate) struct Registry {
     store: Arc<dyn Store>,
     pub(super) queue: Arc<Queue>,
     /// Held while the store is read or changed and what came of it taken over here.
-    changes: tokio::sync::Mutex<()>,
+    changes: tokio::sync::RwLock<()>,
     limits: ArcSwap<limits::Config>,
 }
 
@@ -303,11 +303,12 @@ impl Registry {
         queue: Arc<Queue>,
         limits: limits::Config,
     ) -> Result<Self, StoreError> {
-        let (names, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::Mutex::default());
+        let (names, gates, changes) = (RwLock::default(), Mutex::default(), tokio::sync::RwLock::default());
         let limits = ArcSwap::from_pointee(limits);
         let registry = Self { names, domain, gates, store, queue, changes, limits };
+        let rows = registry.store.deliveries().await?;
         registry.refresh().await?;
-        registry.queue.load().await?;
+        registry.queue.load(rows).await?;
         Ok(registry)
     }
 
@@ -390,7 +391,7 @@ impl Registry {
             }
             (None, None) => return Ok(false),
         };
-        self.reload().await?;
+        self.refresh().await?;
         Ok(was_there)
     }
 
@@ -409,7 +410,7 @@ impl Registry {
         endpoint: &Endpoint,
         grant: &Grant,
     ) -> Result<(), ClaimError> {
-        let _changes = self.changes.lock().await;
+        let _changes = self.changes.write().await;
         {
             let names = self.names();
             if names.endpoints.get(&endpoint.name).is_none_or(|known| known.id != endpoint.id) {
@@ -438,12 +439,14 @@ impl Registry {
     /// Takes over what another process changed: released names go, and whoever serves them is told; dead letters wait
     /// again.
     pub(crate) async fn reload(&self) -> Result<(), StoreError> {
+        // Before the endpoints: then what is of none of them is of one that is gone.
+        let rows = self.queue.kept().await?;
         self.refresh().await?;
-        self.queue.take_over().await
+        self.queue.take_over(rows).await
     }
 
     async fn refresh(&self) -> Result<(), StoreError> {
-        let _changes = self.changes.lock().await;
+        let _changes = self.changes.write().await;
         let (rows, domains) = (self.store.endpoints().await?, self.store.domains().await?);
         let rows: HashMap<EndpointName, EndpointRow> =
             rows.into_iter().filter_map(|row| Some((row.name.parse().ok()?, row))).collect();
@@ -493,7 +496,8 @@ impl Registry {
         if !grant.allows(name) {
             return Err(ClaimError::NotAllowed(name.clone(), grant.patterns()));
         }
-        let _changes = self.changes.lock().await;
+        // Beside others who do the same: the store writes down together what they ask for.
+        let _changes = self.changes.read().await;
         let claimed = self.store.claim_endpoint(name, grant.owner.as_str(), most, Timestamp::now()).await;
         if let (Err(error), Some(known)) = (&claimed, self.find(name.as_str()))
             && known.owner == grant.owner
@@ -509,7 +513,8 @@ impl Registry {
             Claimed::Has(row) => row,
         };
         let mut names = self.names_mut();
-        if names.endpoints.get(name).is_none_or(|endpoint| endpoint.id != row.id) {
+        // Numbers grow: the greatest is who has the name now.
+        if names.endpoints.get(name).is_none_or(|endpoint| endpoint.id < row.id) {
             let before = names.endpoints.insert(name.clone(), self.endpoint(name.clone(), &row));
             drop(names);
             // Another owner's, released a moment ago.

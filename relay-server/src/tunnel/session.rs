@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Config, reply};
+use crate::access_log::milliseconds;
 use crate::auth::Grant;
 use crate::delivery::{Body, Delivery, Reply, Undelivered};
 use crate::public::{Inbound, InboundError};
@@ -87,7 +88,7 @@ impl Session {
         json!({
             "id": self.id, "owner": self.owner(), "token": self.grant.token_id, "remote": self.link.remote(),
             "transport": self.link.transport().name(), "since": self.since,
-            "rtt_ms": (self.link.rtt().as_secs_f64() * 1e4).round() / 10.0,
+            "rtt_ms": milliseconds(self.link.rtt()),
         })
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Which CA, and how names are shown to be ours.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The CA's directory, an `https://` URL.
     pub directory: String,
@@ -23,7 +23,7 @@ pub struct Config {
 }
 
 /// An account at the CA that the ACME account is bound to (RFC 8555 §7.3.4).
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Binding {
     /// Its key's id.
     pub kid: String,
@@ -38,7 +38,7 @@ impl fmt::Debug for Binding {
 }
 
 /// How names are shown to be ours.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// By TXT records that the relay serves here: one certificate for the domain and all names below it.
     Own(SocketAddr),

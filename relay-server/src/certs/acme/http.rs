@@ -9,11 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{DATE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient, Problem};
 use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
@@ -24,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::certs::CertsError;
+use crate::fetch::fetch;
 
 /// A request must be answered within this time.
 const ANSWER_IN: Duration = Duration::from_secs(30);
@@ -107,35 +105,21 @@ impl Https {
         let stream = TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443))).await?;
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
         let stream = self.0.connect(name, stream).await?;
-        let authority = uri.authority().map_or(host, http::uri::Authority::as_str);
         let agent = HeaderValue::from_static(concat!("hookway-relay/", env!("CARGO_PKG_VERSION")));
-        request.headers_mut().insert(HOST, authority.parse().map_err(io::Error::other)?);
         request.headers_mut().insert(USER_AGENT, agent);
-        *request.uri_mut() = uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| path.clone().into());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let answer = async {
-            let (mut parts, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
-            if retry_after(&parts.headers).is_some_and(|after| after > WAIT_MOST) {
-                parts.headers.insert(RETRY_AFTER, WAIT_MOST.as_secs().into());
-            }
-            let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(io::Error::other)?.to_bytes();
-            if parts.status == StatusCode::TOO_MANY_REQUESTS || parts.status.is_server_error() {
-                let problem = serde_json::from_slice(&body).ok();
-                return Err(io::Error::other(Busy {
-                    status: parts.status,
-                    retry_after: retry_after(&parts.headers),
-                    problem,
-                }));
-            }
-            Ok(BytesResponse { parts, body: Box::new(body) })
-        };
-        let (mut answer, mut connection) = (std::pin::pin!(answer), std::pin::pin!(connection));
-        tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            // It ends with the answer, whose rest is in memory then; else the answer says what was wrong.
-            _ = &mut connection => answer.await,
+        let answer = fetch(stream, request, MAX_ANSWER).await.map_err(io::Error::other)?;
+        let (mut parts, body) = answer.into_parts();
+        if retry_after(&parts.headers).is_some_and(|after| after > WAIT_MOST) {
+            parts.headers.insert(RETRY_AFTER, WAIT_MOST.as_secs().into());
         }
+        if parts.status == StatusCode::TOO_MANY_REQUESTS || parts.status.is_server_error() {
+            return Err(io::Error::other(Busy {
+                status: parts.status,
+                retry_after: retry_after(&parts.headers),
+                problem: serde_json::from_slice(&body).ok(),
+            }));
+        }
+        Ok(BytesResponse { parts, body: Box::new(body) })
     }
 }
 

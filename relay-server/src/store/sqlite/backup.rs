@@ -1,11 +1,11 @@
 //! Copies of a store: before its schema changes, and as backups. A copy is of one moment, and nobody who writes waits
 //! for it. It is made under a name that nobody else has, and gets its own when it is whole.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,14 +33,44 @@ const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 #[derive(Debug)]
 struct Part {
     path: PathBuf,
+    /// Locked while it is made: what nobody has locked is of one that was killed.
+    _locked: File,
 }
 
 impl Part {
     /// Beside what it is to become, so that it can be given that name.
     fn beside(into: &Path) -> Result<Self, StoreError> {
-        let path = appended(into, &format!(".{}.part", DeliveryId::now()));
-        create(&path).map_err(failed(&path))?;
-        Ok(Self { path })
+        Self::sweep(into);
+        loop {
+            let path = appended(into, &format!(".{}.part", DeliveryId::now()));
+            let create = || {
+                let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+                file.lock()?;
+                Ok((file.metadata()?.nlink(), file))
+            };
+            match create().map_err(failed(&path))? {
+                // Swept away by another before it was locked.
+                (0, _) => {}
+                (_, locked) => return Ok(Self { path, _locked: locked }),
+            }
+        }
+    }
+
+    /// Removes what others have left that were killed.
+    fn sweep(into: &Path) {
+        let (Some(name), Ok(others)) = (into.file_name().and_then(OsStr::to_str), folder(into).read_dir()) else {
+            return;
+        };
+        for path in others.filter_map(|other| Some(other.ok()?.path())) {
+            let rest = path.file_name().and_then(OsStr::to_str).and_then(|other| other.strip_prefix(name));
+            let id = rest.and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".part"));
+            if id.is_some_and(|id| id.parse::<DeliveryId>().is_ok())
+                && let Ok(file) = File::open(&path)
+                && file.try_lock().is_ok()
+            {
+                drop(Self { path, _locked: file });
+            }
+        }
     }
 
     /// Fills it with a database.
@@ -68,8 +98,7 @@ impl Part {
                 rename_new(&self.path, into)?
             }
 
-            let folder = into.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()
+            File::open(folder(into))?.sync_all()
         };
         put().map_err(|error: io::Error| match error.kind() {
             io::ErrorKind::AlreadyExists => StoreError::There(into.display().to_string()),
@@ -98,14 +127,14 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+fn folder(of: &Path) -> &Path {
+    of.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn appended(path: &Path, end: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(end);
     name.into()
-}
-
-fn create(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> StoreError {

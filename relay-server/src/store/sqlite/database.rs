@@ -13,6 +13,8 @@ use super::schema;
 use crate::store::{By, Later, StoreError};
 
 const FILE: &str = "relay.db";
+/// Another process may have the right to write for so long: a later version that copies the store before it changes it.
+const BUSY_FOR: Duration = Duration::from_secs(30);
 /// Calls that wait for a thread; more callers wait to be among them. So many are committed together at most.
 const MAX_WAITING: usize = 256;
 
@@ -77,7 +79,8 @@ pub(crate) fn path(data_dir: &Path) -> PathBuf {
 }
 
 impl Database {
-    pub(crate) fn open(data_dir: &Path) -> Result<Self, StoreError> {
+    /// Opens or makes it. With `migrate` one of an earlier version becomes one of this.
+    pub(crate) fn open(data_dir: &Path, migrate: bool) -> Result<Self, StoreError> {
         let path = path(data_dir);
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
             path: path.display().to_string(),
@@ -89,12 +92,12 @@ impl Database {
         drop(file.map_err(|e| failed(e.into()))?);
         let connect = || {
             let db = Connection::open(&path)?;
-            db.busy_timeout(Duration::from_secs(5))?;
+            db.busy_timeout(BUSY_FOR)?;
             db.set_prepared_statement_cache_capacity(32);
             Ok(db)
         };
         let mut write = connect().map_err(|e: rusqlite::Error| failed(e.into()))?;
-        schema::prepare(&mut write, &path).map_err(|error| match error {
+        schema::prepare(&mut write, &path, migrate).map_err(|error| match error {
             StoreError::Failed(source) => failed(Box::new(source)),
             error => error,
         })?;
@@ -186,7 +189,7 @@ mod tests {
     async fn only_the_owner_may_read_the_store() {
         use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().expect("a folder");
-        let store = Database::open(place.path()).expect("a store");
+        let store = Database::open(place.path(), true).expect("a store");
         store.kept_key([1; 32]).await.expect("kept");
         for entry in std::fs::read_dir(place.path()).expect("a folder") {
             let entry = entry.expect("an entry");

@@ -7,7 +7,8 @@ use rusqlite::Connection;
 use super::backup;
 use crate::store::StoreError;
 
-/// What each version of the schema adds to the one before.
+/// What each version of the schema adds to the one before: from the sixth on tables, and columns with a default, nothing
+/// else. The process before writes and reads while the next one takes over, and goes on when that comes to nothing.
 const MIGRATIONS: [&str; 6] = [
     "
     CREATE TABLE token (
@@ -84,8 +85,8 @@ pub(super) fn version(db: &Connection) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Sets the connection up, and adds to an earlier version what it lacks: once a copy of it is on disk.
-pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
+/// Sets the connection up; with `migrate`, adds to an earlier version what it lacks, once a copy of it is on disk.
+pub(super) fn prepare(db: &mut Connection, path: &Path, migrate: bool) -> Result<(), StoreError> {
     // Before anything is written: what a newer version made is left as it is.
     let found = version(db)?;
     if found > NEWEST {
@@ -94,6 +95,9 @@ pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<(), StoreError
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    if !migrate && found > 0 {
+        return Ok(());
+    }
     // Others may be about the same: from here on nobody else writes.
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let version = version(&change)?;
@@ -125,11 +129,11 @@ mod tests {
     #[test]
     fn a_newer_store_is_left_alone() {
         let place = tempfile::tempdir().expect("a folder");
-        drop(Database::open(place.path()).expect("a store"));
+        drop(Database::open(place.path(), true).expect("a store"));
         let file = path(place.path());
         let db = Connection::open(&file).expect("the file");
         db.pragma_update(None, "user_version", 99).expect("a pragma");
-        assert!(matches!(Database::open(place.path()), Err(StoreError::Newer(99))));
+        assert!(matches!(Database::open(place.path(), true), Err(StoreError::Newer(99))));
     }
 
     /// A store of the first version: its endpoints stay, and get a number.
@@ -150,7 +154,7 @@ mod tests {
         )
         .expect("the first version");
         drop(db);
-        let store = Database::open(place.path()).expect("a store");
+        let store = Database::open(place.path(), true).expect("a store");
         let rows = store.endpoints().await.expect("endpoints");
         let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.owner.as_str())).collect();
         assert_eq!(seen, [("a", "ann"), ("b", "bob")]);
@@ -172,7 +176,7 @@ mod tests {
         )
         .expect("an endpoint");
         drop(db);
-        let store = Database::open(place.path()).expect("a store");
+        let store = Database::open(place.path(), true).expect("a store");
         assert_eq!(store.endpoints().await.expect("endpoints").len(), 1);
         assert_eq!(store.certificates().await.expect("certificates"), vec![]);
     }
@@ -189,7 +193,7 @@ mod tests {
         )
         .expect("an endpoint");
         drop(db);
-        let store = Database::open(place.path()).expect("a store");
+        let store = Database::open(place.path(), true).expect("a store");
         assert_eq!(store.domains().await.expect("domains"), vec![]);
         let (name, now) = ("a".parse().expect("a name"), jiff::Timestamp::now());
         assert!(store.release_endpoint(&name, None, now, now + Duration::from_secs(60)).await.expect("released"));
@@ -212,7 +216,7 @@ mod tests {
         )
         .expect("a delivery");
         drop(db);
-        let store = Database::open(place.path()).expect("a store");
+        let store = Database::open(place.path(), true).expect("a store");
         let listener = store.listeners().await.expect("listeners").pop().expect("one");
         assert_eq!((listener.endpoint, listener.name, listener.rules), (EndpointId(7), String::new(), vec![1, 2]));
         assert_eq!(listener.missed, Missed::default());
