@@ -47,7 +47,7 @@ pub enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// List, show and release endpoints
+    /// List, show, protect and release endpoints
     Endpoint {
         /// What to do with endpoints.
         #[command(subcommand)]
@@ -364,7 +364,7 @@ pub struct RunArgs {
     /// Serve plain HTTP instead of redirecting it
     #[arg(long, env = "HOOKWAY_RELAY_HTTP_SERVE", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) http_serve: bool,
-    /// Where health and metrics are served, or off
+    /// Where health, metrics, the admin API and its status page are served, or off
     #[arg(long, value_name = "ADDR", env = "HOOKWAY_RELAY_ADMIN", default_value = "127.0.0.1:9480")]
     pub(crate) admin: Listen,
     /// The HTTPS port that senders see, when it is another
@@ -382,7 +382,7 @@ pub struct RunArgs {
     /// Whom to write to about abuse: a mail address or a URL, shown to browsers where no endpoint is
     #[arg(long, value_name = "MAIL|URL", env = "HOOKWAY_RELAY_ABUSE_CONTACT", value_parser = contact)]
     pub(crate) abuse_contact: Option<String>,
-    /// Pass no web pages of apps back: their senders get the status alone
+    /// Pass no web pages of apps back: their senders get the status, and a line that says so
     #[arg(long, env = "HOOKWAY_RELAY_WEBHOOKS_ONLY", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) webhooks_only: bool,
     /// Let search engines keep apps' pages

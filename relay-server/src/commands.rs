@@ -55,6 +55,14 @@ pub(crate) fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// An error with its causes and what to do about it.
+fn with_next(error: impl Into<anyhow::Error>, next: &str) -> anyhow::Error {
+    let error = error.into();
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    let cause = if causes.is_empty() { String::new() } else { format!("\n  cause: {}", causes.join(": ")) };
+    anyhow::anyhow!("{error}{cause}\n  next:  {next}")
+}
+
 pub(crate) fn version() -> ExitCode {
     say!("hookway-relay {}", env!("CARGO_PKG_VERSION"));
     ExitCode::SUCCESS
@@ -112,7 +120,10 @@ pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
                         tell!("  hookway login {}      (it asks for the token)", relay.as_deref().unwrap_or("RELAY"));
                     }
                     Scope::Admin | Scope::Read => {
-                        tell!("  curl -H 'Authorization: Bearer TOKEN' http://127.0.0.1:9480/api/status");
+                        let admin =
+                            hookway_relay::running(&store.data_dir).ok().flatten().and_then(|relay| relay.admin);
+                        let admin = admin.map_or_else(|| "ADDRESS".to_owned(), |address| address.to_string());
+                        tell!("  curl -H 'Authorization: Bearer TOKEN' http://{admin}/api/status");
                     }
                 }
             }
@@ -214,9 +225,9 @@ pub(crate) async fn endpoint(command: EndpointCommand) -> anyhow::Result<ExitCod
 /// What the flags ask for, if they ask for anything.
 fn protection(args: &ProtectArgs) -> anyhow::Result<Option<Protection>> {
     let user = |variable: &String| {
-        let text =
-            std::env::var(variable).with_context(|| format!("the environment variable {variable} is not set"))?;
-        User::new(&text).with_context(|| format!("{variable} holds no name and password"))
+        let text = std::env::var(variable).with_context(|| format!("the environment variable {variable} is not set"));
+        let user = text.and_then(|text| User::new(&text).with_context(|| format!("{variable} cannot be used")));
+        user.map_err(|error| with_next(error, &format!("export {variable}=NAME:PASSWORD")))
     };
     let protection = Protection {
         allow: args.allow_ip.clone(),
@@ -296,10 +307,11 @@ fn open(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
 /// The same, and makes it if there is none. That of an earlier version is changed to this one's, but not under a relay.
 fn open_or_make(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
     let folder = &args.data_dir;
+    let config = args.config.as_deref().unwrap_or(Path::new("/etc/hookway/relay.toml")).display();
     anyhow::ensure!(
         !is_older(folder)? || hookway_relay::running(folder)?.is_none(),
-        "the relay that runs on {} is of an earlier version than this program\n  next:  hookway-relay upgrade, or \
-         systemctl restart hookway-relay",
+        "the relay that runs on {} is of an earlier version than this program\n  next:  hookway-relay upgrade --config \
+         {config}, or systemctl restart hookway-relay",
         folder.display()
     );
     Ok(store::open(folder)?.acting(this_account()))

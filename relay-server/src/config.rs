@@ -197,7 +197,7 @@ impl RunArgs {
         let domain = self.domain.clone().ok_or(ConfigError::Missing {
             what: "no domain is set",
             cause: Reason("endpoints are host names below a domain"),
-            next: "hookway-relay run --domain hooks.example.com",
+            next: "--domain hooks.example.com, or --config FILE, where it is set",
         })?;
         let certs = match (self.tls, &self.tls_cert, &self.tls_key) {
             (Tls::SelfSigned, ..) => certs::Config::SelfSigned,

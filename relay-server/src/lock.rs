@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 const FILE: &str = "relay.lock";
 /// Whoever looks whether a relay runs holds its lock for no longer.
-const LOCKED_FOR: Duration = Duration::from_millis(200);
+pub(crate) const LOCKED_FOR: Duration = Duration::from_millis(200);
 /// What it says is shorter.
 const MAX_TEXT: u64 = 16 << 10;
 
@@ -45,9 +45,9 @@ impl Running {
 }
 
 impl Lock {
-    /// Makes a data folder this relay's own; `None` when it is another's.
-    pub(crate) async fn take(data_dir: &Path) -> io::Result<Option<Self>> {
-        let until = tokio::time::Instant::now() + LOCKED_FOR;
+    /// Makes a data folder this relay's own; `None` when it is another's for all of that time.
+    pub(crate) async fn take(data_dir: &Path, patience: Duration) -> io::Result<Option<Self>> {
+        let until = tokio::time::Instant::now() + patience;
         loop {
             match Self::try_take(data_dir)? {
                 None if tokio::time::Instant::now() < until => tokio::time::sleep(LOCKED_FOR / 10).await,
@@ -120,8 +120,8 @@ mod tests {
     async fn one_relay_has_a_folder_and_says_which() {
         let place = tempfile::tempdir().expect("a folder");
         assert_eq!(running(place.path()).expect("a look"), None);
-        let lock = Lock::take(place.path()).await.expect("a file").expect("free");
-        assert!(Lock::take(place.path()).await.expect("a file").is_none());
+        let lock = Lock::take(place.path(), LOCKED_FOR).await.expect("a file").expect("free");
+        assert!(Lock::take(place.path(), LOCKED_FOR).await.expect("a file").is_none());
         assert_eq!(running(place.path()).expect("a look"), Some(Running::default()), "it has not said yet");
         let told = Running { pid: 7, https: Some(([127, 0, 0, 1], 443).into()), ..Running::default() };
         lock.tell(&Running { version: "a longer one".into(), ..told.clone() });
@@ -131,7 +131,7 @@ mod tests {
         assert!(is_seen(place.path(), &Running { pid: std::process::id(), ..told }));
         drop(lock);
         assert_eq!(running(place.path()).expect("a look"), None);
-        let _lock = Lock::take(place.path()).await.expect("a file").expect("free");
+        let _lock = Lock::take(place.path(), LOCKED_FOR).await.expect("a file").expect("free");
         assert_eq!(running(place.path()).expect("a look"), Some(Running::default()), "nor is it the one before");
     }
 }

@@ -1,47 +1,30 @@
 //! The relay as a whole: everything bound, running, and stopped in order.
 
+mod parts;
 mod reload;
 mod sockets;
+mod succession;
 
-use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
-use hookway_protocol::host::Host;
-use hookway_protocol::link::{ALPN, ALPN_H2};
-use jiff::Timestamp;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
-use crate::access_log::AccessLog;
+use crate::certs;
 use crate::config::Config;
-use crate::handover::{HandOverError, Heir, Predecessor, Successor};
+use crate::handover::{Heir, Predecessor};
 use crate::lock::{Lock, Running};
-use crate::metrics::Metrics;
-use crate::public::{Handler, Public};
-use crate::queue::Queue;
-use crate::shutdown::Shutdown;
 use crate::store::{self, Store, StoreError};
-use crate::trace::{TraceError, Tracer};
-use crate::tunnel::{self, Registry, Tunnel, Urls};
-use crate::{admin, certs, handover};
+use crate::trace::TraceError;
+use parts::Parts;
 use sockets::{Given, Sockets};
-
-/// How often tokens, endpoints and certificates are looked at for changes made elsewhere.
-const UPKEEP: Duration = Duration::from_secs(1);
 
 /// A running relay.
 #[derive(Debug)]
 pub struct Server {
     addresses: Addresses,
-    ca: Option<PathBuf>,
-    store: Arc<dyn Store>,
-    shutdown: Shutdown,
     config: ArcSwap<Config>,
     parts: Parts,
     /// Held until it has stopped, or another process has taken over.
@@ -52,18 +35,6 @@ pub struct Server {
     heir: Mutex<Option<Heir>>,
     /// What it listens on, once more, for a successor.
     sockets: Arc<Mutex<Vec<(String, OwnedFd)>>>,
-}
-
-/// What runs.
-#[derive(Clone, Debug)]
-struct Parts {
-    queue: Arc<Queue>,
-    registry: Arc<Registry>,
-    public: Arc<Public>,
-    tunnel: Arc<Tunnel>,
-    certs: Arc<certs::Certs>,
-    access_log: Option<Arc<AccessLog>>,
-    tracer: Arc<Tracer>,
 }
 
 /// Where a relay listens, with the ports that 0 became.
@@ -133,158 +104,31 @@ impl Server {
     }
 
     async fn on(given: Given, config: Config, predecessor: Option<Predecessor>) -> Result<Self, BindError> {
-        let shutdown = Shutdown::default();
-        let metrics = Arc::new(Metrics::new());
-        // Before the store is opened, which changes one of an earlier version.
-        let lock = Lock::take(&config.data_dir).await.map_err(|source| {
-            let path = config.data_dir.join("relay.lock").display().to_string();
-            BindError::Store(StoreError::Open { path, source: source.into() })
-        })?;
-        let lock = lock.ok_or_else(|| BindError::InUse(config.data_dir.clone()))?;
-        let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
-        lock.tell(&Running { pid, version: version.clone(), ..Running::default() });
+        let lock = succession::own(&config.data_dir).await?;
+        // What is in use is known before the store is opened, which changes one of an earlier version.
+        let sockets = Sockets::bind(&config, given)?;
+        let (addresses, kept) = (sockets.addresses(), Arc::new(Mutex::new(sockets.kept(&config))));
+        let Sockets { https, quic, http, admin, dns } = sockets;
         let store = store::open(&config.data_dir)?;
         // Before anything is loaded: what others write from here on is looked at again.
         let seen = store.version().await?;
-        let configured = config.clone();
-        let queue = Queue::new(store.clone(), config.queue, config.data_dir.clone(), metrics.clone(), shutdown.clone());
-        let registry =
-            Arc::new(Registry::open(config.domain.clone(), store.clone(), queue.clone(), config.limits).await?);
-        let names = registry.clone();
-        let owner_of = Box::new(move |host: &str| Some(names.at(&Host::parse(host).ok()?)?.owner().to_owned()));
-        let sockets = Sockets::bind(&config, given)?;
-        let kept = sockets.kept(&config);
-        let addresses = sockets.addresses();
-        let Sockets { https, quic, http, admin, dns } = sockets;
-        let (certs, responder) =
-            certs::Certs::open(config.certs, &config.data_dir, &config.domain, store.clone(), owner_of, dns).await?;
-
+        let (parts, responder) = Parts::open(&config, store, addresses, dns).await?;
         let running = Running {
-            pid,
-            version,
             https: Some(addresses.https),
             http: addresses.http,
             admin: addresses.admin,
             dns: responder.as_ref().and_then(certs::Responder::address),
+            ..succession::this_process()
         };
         lock.tell(&running);
-        let https_port = config.public.public_port.unwrap_or(addresses.https.port());
-        let urls = Urls {
-            domain: config.domain.to_string(),
-            https_port,
-            http_port: addresses.http.filter(|_| config.public.http_serve).map(|address| address.port()),
+        let quic = parts.listener(quic, config.tunnel.max_handshakes);
+        let quic = match predecessor {
+            None => succession::at_once(quic, addresses)?,
+            Some(predecessor) => succession::after(predecessor, &parts, &kept, quic)?,
         };
-        let reset_key = store.reset_key().await?;
-        let parts = tunnel::Parts {
-            store: store.clone(),
-            queue: queue.clone(),
-            registry: registry.clone(),
-            certs: certs.clone(),
-            metrics: metrics.clone(),
-            shutdown: shutdown.clone(),
-            urls: urls.clone(),
-            reset_key,
-        };
-        let max_handshakes = config.tunnel.max_handshakes;
-        let tls = certs.server_config(&[ALPN]);
-        let listen = move || tunnel::Listener::new(quic, tls, max_handshakes, &reset_key);
-        let tunnel = Tunnel::new(config.tunnel, parts);
-        let tracer = Arc::new(Tracer::from_env()?);
-        let open = |target| AccessLog::open(target, metrics.access_log_dropped.clone());
-        let access_log = config.public.access_log.clone().map(open).transpose().map_err(BindError::AccessLog)?;
-        let access_log = access_log.map(Arc::new);
-        let public_config = Arc::new(ArcSwap::from_pointee(config.public));
-        let handler = Arc::new(Handler {
-            config: public_config.clone(),
-            domain: config.domain,
-            https_port,
-            registry: registry.clone(),
-            queue: queue.clone(),
-            certs: certs.clone(),
-            metrics: metrics.clone(),
-            shutdown: shutdown.clone(),
-            access_log: access_log.clone(),
-            tracer: tracer.clone(),
-        });
-        let tls = TlsAcceptor::from(Arc::new(certs.public_config(&[ALPN_H2, b"h2", b"http/1.1"])));
-        let public = Public::new(public_config.clone(), handler, tunnel.clone(), metrics.clone(), shutdown.clone());
-        let listener = |what, address, listener| {
-            TcpListener::from_std(listener).map_err(|source| BindError::Listen { what, address, source })
-        };
-        let https = listener("https", addresses.https, https)?;
-        let http = http.zip(addresses.http).map(|(it, at)| listener("http", at, it)).transpose()?;
-        let admin = admin.zip(addresses.admin).map(|(it, at)| listener("admin", at, it)).transpose()?;
-        let kept = Arc::new(Mutex::new(kept));
-        // At once, unless the process before reads from the socket until its end.
-        let quic: BoxFuture<'static, _> = match predecessor {
-            None => {
-                let listening = listen();
-                let failed = |source| BindError::Listen { what: "quic", address: addresses.https, source };
-                Box::pin(std::future::ready(Ok(listening.map_err(failed)?)))
-            }
-            Some(mut predecessor) => {
-                queue.adopt(true);
-                predecessor.serves().map_err(BindError::Predecessor)?;
-                let (registry, queue, stopping) = (registry.clone(), queue.clone(), shutdown.clone());
-                let all = kept.clone();
-                all.lock().unwrap_or_else(PoisonError::into_inner).extend(predecessor.lines());
-                let gone = predecessor.gone();
-                Box::pin(async move {
-                    gone.cancelled().await;
-                    tracing::info!("the process before has ended: this one is alone now");
-                    all.lock().unwrap_or_else(PoisonError::into_inner).retain(|(label, _)| label != handover::BEFORE);
-                    // What it accepted last is looked for once more.
-                    let close = stopping.close.clone();
-                    let adopt = async move {
-                        while let Err(error) = registry.reload().await {
-                            tracing::error!(%error, "what the process before accepted cannot be read; trying again");
-                            tokio::time::sleep(UPKEEP).await;
-                        }
-                        queue.adopt(false);
-                    };
-                    stopping.rest.spawn(async move { close.run_until_cancelled(adopt).await });
-                    listen()
-                })
-            }
-        };
-        shutdown.rest.spawn(public.clone().run(https, Some(tls)));
-        if let Some(http) = http {
-            shutdown.rest.spawn(public.clone().run(http, None));
-        }
-        if let Some(admin) = admin {
-            if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
-                tracing::warn!(
-                    "the admin listener tells health and metrics to anybody, and has no TLS: let nobody else reach it"
-                );
-            }
-            let shown = admin::Admin {
-                metrics: metrics.clone(),
-                store: store.clone(),
-                queue: queue.clone(),
-                certs: certs.clone(),
-                shutdown: shutdown.clone(),
-                registry: registry.clone(),
-                tunnel: tunnel.clone(),
-                urls,
-                started_at: Timestamp::now(),
-                access: admin::Access::default(),
-                patience: public_config,
-            };
-            shutdown.rest.spawn(admin::run(admin, shown));
-        }
-        shutdown.rest.spawn(tunnel.clone().run(quic));
-        if let Some(responder) = responder {
-            shutdown.rest.spawn(responder.run(shutdown.clone()));
-        }
-        if let Some(acme) = certs.acme() {
-            shutdown.rest.spawn(acme.clone().run(shutdown.clone()));
-        }
-        let ca = certs.ca();
-        let parts = Parts { queue, registry, public, tunnel, certs, access_log, tracer };
-        shutdown.rest.spawn(upkeep(store.clone(), seen, parts.clone(), shutdown.clone()));
-        let config = ArcSwap::from_pointee(configured);
-        let (lock, sockets) = (tokio::sync::Mutex::new(Some(lock)), kept);
-        Ok(Self { addresses, ca, store, shutdown, config, parts, lock, running, heir: Mutex::default(), sockets })
+        parts.start((https, http, admin), addresses, quic, responder, seen)?;
+        let (lock, config) = (tokio::sync::Mutex::new(Some(lock)), ArcSwap::from_pointee(config));
+        Ok(Self { addresses, config, parts, lock, running, heir: Mutex::default(), sockets: kept })
     }
 
     /// Where it listens.
@@ -295,14 +139,14 @@ impl Server {
 
     /// The CA file to give to clients, when the certificate is self-signed.
     #[must_use]
-    pub const fn ca(&self) -> Option<&PathBuf> {
-        self.ca.as_ref()
+    pub fn ca(&self) -> Option<PathBuf> {
+        self.parts.certs.ca()
     }
 
     /// The store it runs on.
     #[must_use]
     pub const fn store(&self) -> &Arc<dyn Store> {
-        &self.store
+        &self.parts.store
     }
 
     /// Goes on with the access log in a new file: the one before was moved away.
@@ -327,98 +171,17 @@ impl Server {
         Ok(later)
     }
 
-    /// Hands over to a program, which is given the arguments of this process, and says its process id. This one is to be
-    /// shut down then: it finishes what it has in flight. After an error it goes on as before.
-    ///
-    /// # Errors
-    /// Nobody took over.
-    pub async fn hand_over(&self, program: &Path, args: Vec<OsString>) -> Result<u32, HandOverError> {
-        if std::process::id() == 1 {
-            return Err(HandOverError::First);
-        }
-        let successor = Successor::begin(program, args).await?;
-        let mut lock = self.lock.lock().await;
-        let queue = &self.parts.queue;
-        queue.pause().await;
-        drop(lock.take());
-        let sockets: Vec<_> = {
-            let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-            sockets.iter().filter_map(|(label, fd)| Some((label.clone(), fd.try_clone().ok()?))).collect()
-        };
-        let given: Vec<_> = sockets.iter().map(|(label, fd)| (label.as_str(), fd.as_fd())).collect();
-        match successor.take_over(&given).await {
-            Ok(heir) => {
-                self.shutdown.succeeded();
-                let pid = heir.pid;
-                *self.heir.lock().unwrap_or_else(PoisonError::into_inner) = Some(heir);
-                Ok(pid)
-            }
-            Err(error) => {
-                // The other may take a moment to end.
-                for _ in 0..25 {
-                    if let Ok(Some(taken)) = Lock::take(&self.config.load().data_dir).await {
-                        taken.tell(&self.running);
-                        *lock = Some(taken);
-                        break;
-                    }
-                }
-                if lock.is_none() {
-                    tracing::error!("the data folder is another process's now");
-                }
-                queue.resume();
-                Err(error)
-            }
-        }
-    }
-
     /// Stops in order: accept nothing new, tell the clients, finish what is in flight, close. Says whether
     /// everything was finished within the grace period.
     pub async fn shutdown(self) -> bool {
         // Closed with the listeners: who comes later is refused, and not left waiting.
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let finished = self.shutdown.run(self.config.load().grace).await;
+        let finished = self.parts.shutdown.run(self.config.load().grace).await;
         self.parts.queue.close().await;
         self.parts.tracer.finish().await;
         if let Some(log) = &self.parts.access_log {
             log.finish().await;
         }
         finished
-    }
-}
-
-/// Notices changes made by other processes, ended tokens, connections that go nowhere, and certificates that need
-/// replacing.
-async fn upkeep(store: Arc<dyn Store>, seen: i64, parts: Parts, shutdown: Shutdown) {
-    let Parts { queue, registry, public, tunnel, certs, .. } = parts;
-    let mut seen = Some(seen);
-    let mut ticks = tokio::time::interval(UPKEEP);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while shutdown.close.run_until_cancelled(ticks.tick()).await.is_some() {
-        certs.upkeep();
-        public.sweep();
-        if shutdown.has_successor() {
-            // What is in the store is its concern, but for what came of deliveries that are still out here.
-            queue.settle_again().await;
-            let _ = tunnel.cut_off(true).await;
-            continue;
-        }
-        queue.upkeep().await;
-        let taken_over = async {
-            let now = store.version().await?;
-            let changed = seen != Some(now);
-            if changed {
-                registry.reload().await?;
-                if let Some(acme) = certs.acme() {
-                    acme.reload().await?;
-                }
-            }
-            tunnel.cut_off(changed).await?;
-            // Only what was taken over has been seen.
-            seen = Some(now);
-            Ok::<_, StoreError>(())
-        };
-        if let Err(error) = taken_over.await {
-            tracing::error!(%error, "changes of tokens and endpoints cannot be read; trying again");
-        }
     }
 }

@@ -84,7 +84,7 @@ impl World {
     /// The relay's CA file.
     #[must_use]
     pub fn ca(&self) -> PathBuf {
-        self.relay.ca().expect("the relay has its own CA").clone()
+        self.relay.ca().expect("the relay has its own CA")
     }
 
     /// Options for a client of this relay.

@@ -8,15 +8,19 @@ use hookway_relay::cli::StoreArgs;
 use hookway_relay::store::{self, Backup, Note, StoreError};
 use serde_json::json;
 
-use super::{open, this_account};
+use super::{is_older, this_account, with_next};
 
 pub(crate) async fn backup(args: StoreArgs, file: &Path) -> anyhow::Result<ExitCode> {
-    let opened = open(&args)?;
+    // Also beside a relay of an earlier version: before an upgrade it is wanted most.
+    let is_older = is_older(&args.data_dir)?;
     let made = store::backup(&args.data_dir, file).map_err(|error| match error {
-        StoreError::There(_) => explained(error, "choose another name; backups are not written over"),
-        error => explained(error, "check that the folder can be written and has room"),
+        StoreError::There(_) => with_next(error, "choose another name; backups are not written over"),
+        error => with_next(error, "check that the folder can be written and has room"),
     })?;
-    opened.note(Note::done("store.backup", file.display().to_string(), summary(&made))).await?;
+    let opened = store::open_as_it_is(&args.data_dir)?.acting(this_account());
+    let noted = opened.note(Note::done("store.backup", file.display().to_string(), summary(&made))).await;
+    // Its store may have no audit log yet.
+    noted.or_else(|error| if is_older { Ok(()) } else { Err(error) })?;
     tell(&args, "backup", file, &made);
     if !args.json {
         tell!("It is as secret as the data folder: whoever has it can read what waits, and pass for this relay.");
@@ -25,16 +29,17 @@ pub(crate) async fn backup(args: StoreArgs, file: &Path) -> anyhow::Result<ExitC
 }
 
 pub(crate) async fn restore(args: StoreArgs, file: &Path) -> anyhow::Result<ExitCode> {
-    let folder = args.data_dir.display().to_string();
+    // systemd's state folder is a link, which is to stay.
+    let folder = args.data_dir.canonicalize().unwrap_or_else(|_| args.data_dir.clone()).display().to_string();
     let is_running = hookway_relay::running(&args.data_dir).ok().flatten().is_some();
     anyhow::ensure!(!is_running, "a relay runs on {folder}\n  next:  systemctl stop hookway-relay");
     let restored = store::restore(file, &args.data_dir).map_err(|error| match error {
-        StoreError::There(_) => explained(
+        StoreError::There(_) => with_next(
             error,
             &format!("move what is there away:  mv {folder} {folder}.old      or give another --data-dir"),
         ),
-        StoreError::Newer(_) => explained(error, "restore it with the version that made it, or a later one"),
-        error => explained(error, "take another backup, and check that --data-dir can be written"),
+        StoreError::Newer(_) => with_next(error, "restore it with the version that made it, or a later one"),
+        error => with_next(error, "take another backup, and check that --data-dir can be written"),
     })?;
     let opened = store::open(&args.data_dir)?.acting(this_account());
     opened.note(Note::done("store.restore", file.display().to_string(), summary(&restored))).await?;
@@ -43,12 +48,6 @@ pub(crate) async fn restore(args: StoreArgs, file: &Path) -> anyhow::Result<Exit
         tell!("What waited is marked as a possible duplicate: it may have been handed over after the backup was made.");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn explained(error: StoreError, next: &str) -> anyhow::Error {
-    let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
-    let cause = if causes.len() > 1 { format!("\n  cause: {}", causes[1..].join(": ")) } else { String::new() };
-    anyhow::anyhow!("{}{cause}\n  next:  {next}", causes[0])
 }
 
 fn summary(backup: &Backup) -> String {

@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::{block_on, fail};
+use super::{block_on, fail, with_next};
 
 /// Name a reload and a hand-over in the audit log.
 pub(super) const RELOAD: &str = "config.reload";
@@ -182,8 +182,7 @@ async fn hand_over(server: &Server, program: Option<&Path>) -> bool {
 
 fn announce(server: &Server, domain: &str, json: bool) {
     let addresses = server.addresses();
-    let absolute = |path: &std::path::PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let ca = server.ca().map(|path| absolute(path).display().to_string());
+    let ca = server.ca().map(|path| std::path::absolute(&path).unwrap_or(path).display().to_string());
     if json {
         let text = |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string());
         let (http, admin) = (text(addresses.http), text(addresses.admin));
@@ -235,9 +234,8 @@ fn with_next_step(error: BindError) -> anyhow::Error {
         BindError::Certs(CertsError::NoZone(_)) => "use a domain of letters, digits and hyphens",
         BindError::Certs(_) => "check --tls-cert, --tls-key and --acme-ca, or use --tls self-signed",
     };
-    let causes: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
-    let cause = if causes.len() > 1 { format!("\n  cause: {}", causes[1..].join(": ")) } else { String::new() };
-    anyhow::anyhow!("{}{cause}\n  next:  {next}", causes[0])
+    let next = next.to_owned();
+    with_next(error, &next)
 }
 
 /// What a signal asks for.
