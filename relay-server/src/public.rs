@@ -7,6 +7,7 @@ mod linger;
 mod origin;
 mod paced;
 mod proxy_protocol;
+mod request;
 mod sender;
 
 use std::convert::Infallible;

@@ -113,8 +113,10 @@ fn each_mechanism_is_named_in_one_place() {
             "rusqlite::",
             &[
                 "relay-server/src/store/sqlite.rs",
+                "relay-server/src/store/sqlite/audit.rs",
                 "relay-server/src/store/sqlite/backup.rs",
                 "relay-server/src/store/sqlite/database.rs",
+                "relay-server/src/store/sqlite/rows.rs",
                 "relay-server/src/store/sqlite/schema.rs",
                 "tunnel-client/src/history.rs",
                 "tunnel-client/src/history/change.rs",

@@ -234,7 +234,8 @@ async fn over_tcp(zone: Arc<Zone>, listener: TcpListener, shutdown: &Shutdown) {
         {
             oldest.cancel();
         }
-        let (zone, close) = (zone.clone(), shutdown.stop_accepting.child_token());
+        // Who is being answered when another process takes over gets that answer.
+        let (zone, close) = (zone.clone(), shutdown.close.child_token());
         all.push_back(close.clone());
         shutdown.rest.spawn(async move {
             let conversation = tokio::time::timeout(CONNECTION_TIME, talk(&zone, stream));

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use hookway_protocol::host::Host;
 
-use super::{AcmeChallenge, Tls, host};
+use super::run::host;
+use super::{AcmeChallenge, Tls};
 
 /// What a new configuration says.
 #[derive(Args, Clone, Debug)]

@@ -1,23 +1,25 @@
 //! The store in SQLite: what each call asks of the database.
 
+mod audit;
 mod backup;
 mod database;
+mod rows;
 mod schema;
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hookway_protocol::host::EndpointName;
-use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use super::audit::{self, AuditRow, By, Note, Via};
+use self::audit::{add, note_of};
+use self::rows::{at, audit_row, certificate, delivery, domain, endpoint, listener, token};
+use super::audit::{AuditRow, By, Note, Via};
 use super::{
-    CertificateRow, Claimed, Dead, DomainRow, EndpointId, EndpointRow, Later, ListenerRow, Listing, Missed,
-    NewDelivery, Payload, QueuedRow, Seq, Settled, Store, TokenRow,
+    CertificateRow, Claimed, Dead, DomainRow, EndpointId, EndpointRow, Later, ListenerRow, Listing, NewDelivery,
+    Payload, QueuedRow, Seq, Settled, Store, TokenRow,
 };
 pub(super) use backup::{backup, restore, versions};
 pub(super) use database::{Database, path};
@@ -435,39 +437,6 @@ impl Store for Database {
     }
 }
 
-/// Adds a line to the audit log, in the same transaction as what it tells of.
-fn add(db: &Connection, by: &By, note: &Note) -> rusqlite::Result<()> {
-    let Note { action, target, detail, refused } = note;
-    let mut insert = db.prepare_cached(
-        "INSERT INTO audit (at, actor, via, action, target, detail, refused) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING seq",
-    )?;
-    let at = Timestamp::now().as_microsecond();
-    let row = params![at, &*by.actor, by.via.name(), action, target, detail, refused];
-    let seq: u64 = insert.query_row(row, |row| row.get(0))?;
-    let oldest = seq.saturating_sub(audit::MOST_KEPT);
-    if *refused {
-        let sql = "DELETE FROM audit WHERE refused = 1 AND seq <=
-                       (SELECT seq FROM audit WHERE refused = 1 ORDER BY seq DESC LIMIT 1 OFFSET ?)";
-        db.prepare_cached(sql)?.execute([audit::MOST_REFUSED_KEPT])?;
-    }
-    db.prepare_cached("DELETE FROM audit WHERE seq <= ?")?.execute([oldest]).map(drop)
-}
-
-/// Adds a line for each of a few deliveries, or one for many.
-fn note_of(db: &Connection, by: &By, action: &'static str, all: &[Seq]) -> rusqlite::Result<()> {
-    const FEW: usize = 20;
-    if all.len() > FEW {
-        return add(db, by, &Note::done(action, "many", format!("{} deliveries", all.len())));
-    }
-    for seq in all {
-        let sql = "SELECT id, name FROM delivery WHERE seq = ?";
-        let of = |row: &Row<'_>| Ok((DeliveryId::from_bytes(row.get(0)?).to_string(), row.get::<_, String>(1)?));
-        let (id, name) = db.prepare_cached(sql)?.query_row([seq], of)?;
-        add(db, by, &Note::done(action, id, format!("of {name}")))?;
-    }
-    Ok(())
-}
-
 fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
@@ -492,100 +461,4 @@ fn dead(db: &Connection, which: &Dead) -> rusqlite::Result<Vec<Seq>> {
         }
         Dead::Before(at) => find("dead_since <= ?", &at.as_microsecond()),
     }
-}
-
-fn endpoint(row: &Row<'_>) -> rusqlite::Result<EndpointRow> {
-    Ok(EndpointRow {
-        id: EndpointId(row.get(0)?),
-        name: row.get(1)?,
-        owner: row.get(2)?,
-        created_at: parsed(row, 3)?,
-        last_seen_at: parsed(row, 4)?,
-        protection: Protection::kept(&row.get::<_, String>(5)?)
-            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(5, rusqlite::types::Type::Text, error.into()))?,
-    })
-}
-
-fn audit_row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
-    Ok(AuditRow {
-        seq: row.get(0)?,
-        at: at(row, 1)?,
-        actor: row.get(2)?,
-        via: row.get(3)?,
-        action: row.get(4)?,
-        target: row.get(5)?,
-        detail: row.get(6)?,
-        refused: row.get(7)?,
-    })
-}
-
-fn domain(row: &Row<'_>) -> rusqlite::Result<DomainRow> {
-    Ok(DomainRow { host: row.get(0)?, endpoint: EndpointId(row.get(1)?), proved_at: at(row, 2)? })
-}
-
-fn certificate(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
-    Ok(CertificateRow {
-        names: row.get(0)?,
-        directory: row.get(1)?,
-        chain: row.get(2)?,
-        key: row.get(3)?,
-        due: at(row, 4)?,
-        failures: row.get(5)?,
-        last_error: row.get(6)?,
-        asked_at: row.get::<_, Option<i64>>(7)?.map(|_| at(row, 7)).transpose()?,
-    })
-}
-
-fn listener(row: &Row<'_>) -> rusqlite::Result<ListenerRow> {
-    let since = row.get::<_, Option<i64>>(5)?.map(|_| at(row, 5)).transpose()?;
-    let missed = Missed { count: row.get(4)?, since, why: row.get(6)? };
-    let (endpoint, name, rules) = (EndpointId(row.get(0)?), row.get(1)?, row.get(2)?);
-    Ok(ListenerRow { endpoint, name, rules, seen_at: at(row, 3)?, missed })
-}
-
-fn delivery(row: &Row<'_>) -> rusqlite::Result<QueuedRow> {
-    let delivery = NewDelivery {
-        id: DeliveryId::from_bytes(row.get(1)?),
-        endpoint: EndpointId(row.get(2)?),
-        name: row.get(3)?,
-        received_at: at(row, 4)?,
-        method: row.get(5)?,
-        path: row.get(6)?,
-        bytes: row.get(7)?,
-        attempts: row.get(8)?,
-        handed: row.get(9)?,
-        listener: row.get(13)?,
-    };
-    let dead_since = row.get::<_, Option<i64>>(12)?.map(|_| at(row, 12)).transpose()?;
-    Ok(QueuedRow { seq: row.get(0)?, since: at(row, 11)?, delivery, last: row.get(10)?, dead_since })
-}
-
-fn at(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
-    let wrong = |error: jiff::Error| {
-        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Integer, error.into())
-    };
-    Timestamp::from_microsecond(row.get(column)?).map_err(wrong)
-}
-
-fn token(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
-    let endpoints: String = row.get("endpoints")?;
-    Ok(TokenRow {
-        id: row.get("id")?,
-        name: row.get("name")?,
-        hash: row.get("hash")?,
-        endpoints: endpoints.split_whitespace().map(str::to_owned).collect(),
-        scope: parsed(row, 7)?,
-        created_at: parsed(row, 4)?,
-        expires_at: row.get::<_, Option<String>>(5)?.map(|_| parsed(row, 5)).transpose()?,
-        revoked_at: row.get::<_, Option<String>>(6)?.map(|_| parsed(row, 6)).transpose()?,
-    })
-}
-
-fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
-    row: &Row<'_>,
-    column: usize,
-) -> rusqlite::Result<T> {
-    let wrong =
-        |error: T::Err| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into());
-    row.get::<_, String>(column)?.parse().map_err(wrong)
 }

@@ -335,7 +335,7 @@ impl Tunnel {
         mut news: News,
     ) -> LinkError {
         let link::Control { mut sender, mut receiver } = control;
-        let (mut told, mut leaving) = (false, false);
+        let (mut told, mut leaving, mut over) = (false, false, false);
         let mut looks = tokio::time::interval(LOOKED_AFTER);
         let mut quiet = Quiet::on(&session.link);
         loop {
@@ -381,10 +381,15 @@ impl Tunnel {
                     Some(RelayMessage::GoAway(GoAway { reconnect_after_ms: 500, successor }))
                 }
             };
-            if let Some(message) = message
+            if let Some(message) = message.filter(|_| !over)
                 && sender.send(&FromRelay::from(message)).await.is_err()
             {
                 session.link.close("the control stream has ended");
+            }
+            // Over HTTP/2 the link ends when its streams have, this one too.
+            if leaving && released.is_empty() {
+                over = true;
+                sender.leave();
             }
         }
     }

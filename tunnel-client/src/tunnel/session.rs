@@ -280,7 +280,7 @@ impl Talk<'_> {
         let mut clock = Clock::new();
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         let (mut pinged, mut pending): (Option<Instant>, _) = (None, Pending::default());
-        let mut leaving = false;
+        let (mut leaving, mut over) = (false, false);
         let mut quiet = Quiet::on(self.link);
         loop {
             if leaving && self.held.lock().is_empty() {
@@ -292,7 +292,7 @@ impl Talk<'_> {
                     sender.leave();
                     None
                 }
-                message = receiver.receive::<FromRelay>() => match message {
+                message = receiver.receive::<FromRelay>(), if !over => match message {
                     Ok(Some(FromRelay { message: Some(RelayMessage::Released(released)) })) => {
                         if let Some(end) = self.released(released, leaving) {
                             return end;
@@ -326,6 +326,12 @@ impl Talk<'_> {
                         None
                     }
                     Ok(Some(_)) => None,
+                    // It has said all that it has to say to one that leaves.
+                    Ok(None) if leaving => {
+                        over = true;
+                        self.left.cancel();
+                        None
+                    }
                     Ok(None) => return End::Lost("the relay ended the session".into()),
                     Err(StreamError::Lost(error)) => return lost(&error),
                     Err(error) => return End::Lost(error.to_string()),
