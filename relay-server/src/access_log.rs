@@ -130,9 +130,17 @@ impl AccessLog {
 
     /// Waits until what was to be written is, if the disk takes it.
     pub(crate) async fn finish(&self) {
-        let ((done, finished), messages) = (oneshot::channel(), self.messages.clone());
-        tokio::task::spawn_blocking(move || messages.send(Message::Look(Some(done))));
-        let _ = tokio::time::timeout(FINISHED_IN, finished).await;
+        let (done, finished) = oneshot::channel();
+        let asked = async {
+            let mut look = Message::Look(Some(done));
+            // Not in a thread: the disk may never take anything again, and the process would not end.
+            while let Err(TrySendError::Full(again)) = self.messages.try_send(look) {
+                look = again;
+                tokio::time::sleep(FINISHED_IN / 100).await;
+            }
+            let _ = finished.await;
+        };
+        let _ = tokio::time::timeout(FINISHED_IN, asked).await;
     }
 }
 
@@ -225,6 +233,23 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relay_ends_though_its_log_stands_still() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).expect("a pipe");
+        // Held open, and never read.
+        let _reader = File::options().read(true).write(true).open(&fifo).expect("opened");
+        let dropped = Counter::default();
+        let log = AccessLog::open(Target::File(fifo), dropped.clone()).expect("a log");
+        while dropped.get() == 0 {
+            log.write(line(&"x".repeat(MAX_TEXT)));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(log.finish());
+        drop(runtime);
+    }
 
     fn line(path: &str) -> Line {
         Line {

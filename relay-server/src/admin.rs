@@ -120,7 +120,10 @@ pub(crate) async fn run(mut listener: TcpListener, admin: Admin) {
             accepted = Listener::accept(&mut listener) => accepted,
             () = over(&admin.shutdown) => return,
         };
-        let Some(place) = places.take(1) else { continue };
+        let Some(place) = places.take(1) else {
+            tracing::debug!(%peer, "the admin listener has too many connections");
+            continue;
+        };
         let patience = admin.patience.load();
         let service = TowerToHyperService::new(router.clone().layer(Extension(ConnectInfo(peer))));
         let connection = http1::Builder::new()

@@ -292,13 +292,15 @@ fn print_rows<T: serde::Serialize>(
     Ok(())
 }
 
+/// What to do where no store is.
+const NAME_IT: &str = "name the relay's folder or its configuration:  --data-dir DIR, or --config FILE";
+
 /// Opens a store that is there. Only a relay, or a first token, makes one: to look elsewhere is a mistake.
 fn open(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
     let folder = &args.data_dir;
     anyhow::ensure!(
         store::is_in(folder),
-        "there is no relay's store in {}\n  cause: a relay, or the first token, makes it\n  next:  name the relay's \
-         folder or its configuration:  --data-dir DIR, or --config FILE",
+        "there is no relay's store in {}\n  cause: a relay, or the first token, makes it\n  next:  {NAME_IT}",
         folder.display()
     );
     open_or_make(args)

@@ -308,7 +308,8 @@ impl Public {
                 biased;
                 end = connection.as_mut() => {
                     if let Err(error) = end {
-                        if paced::is_late(&*error) {
+                        // The sweep has counted it if it has seen it first.
+                        if paced::is_late(&*error) && !sender.hang_up.is_cancelled() {
                             self.metrics.replies_cut.inc();
                         }
                         tracing::debug!(ip = sender.node.text, ?error, "connection ended");

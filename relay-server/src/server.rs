@@ -66,7 +66,7 @@ pub enum BindError {
     #[error("another relay runs on {}", .0.display())]
     InUse(PathBuf),
     /// Traces cannot be sent.
-    #[error("traces cannot be sent")]
+    #[error(transparent)]
     Trace(#[from] TraceError),
     /// The access log cannot be written.
     #[error("the access log cannot be written")]
@@ -108,7 +108,7 @@ impl Server {
         // What is in use is known before the store is opened, which changes one of an earlier version.
         let sockets = Sockets::bind(&config, given)?;
         let (addresses, kept) = (sockets.addresses(), Arc::new(Mutex::new(sockets.kept(&config))));
-        let Sockets { https, quic, http, admin, dns } = sockets;
+        let (listeners, quic, dns) = sockets.listeners()?;
         let store = store::open(&config.data_dir)?;
         // Before anything is loaded: what others write from here on is looked at again.
         let seen = store.version().await?;
@@ -126,7 +126,7 @@ impl Server {
             None => succession::at_once(quic, addresses)?,
             Some(predecessor) => succession::after(predecessor, &parts, &kept, quic)?,
         };
-        parts.start((https, http, admin), addresses, quic, responder, seen)?;
+        parts.start(listeners, quic, responder, seen);
         let (lock, config) = (tokio::sync::Mutex::new(Some(lock)), ArcSwap::from_pointee(config));
         Ok(Self { addresses, config, parts, lock, running, heir: Mutex::default(), sockets: kept })
     }

@@ -4,13 +4,11 @@
 #[cfg(feature = "otel")]
 mod otlp;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use hookway_protocol::id::DeliveryId;
+use http::{HeaderMap, Method};
 
 /// Where the collector is, as OpenTelemetry has it: its base, or the place for traces.
 const VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
-
-/// The field that names a trace and the span that asks (W3C Trace Context §3.2).
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Begins spans; none without a collector.
 #[derive(Debug, Default)]
@@ -49,13 +47,13 @@ impl Tracer {
         }
     }
 
-    /// The span of a request that has begun.
-    pub(crate) fn begin(&self, method: &http::Method, headers: &HeaderMap) -> Option<Span> {
+    /// The span of a request that has begun, which is that delivery.
+    pub(crate) fn begin(&self, delivery: DeliveryId, method: &Method, headers: &HeaderMap) -> Option<Span> {
         #[cfg(feature = "otel")]
-        return Some(Span { inner: self.spans.as_ref()?.begin(method, headers) });
+        return Some(Span { inner: self.spans.as_ref()?.begin(delivery, method, headers) });
         #[cfg(not(feature = "otel"))]
         {
-            let _ = (method, headers);
+            let _ = (delivery, method, headers);
             None
         }
     }
@@ -70,21 +68,24 @@ impl Tracer {
 }
 
 impl Span {
-    /// What the app is told: it is the next of the same trace.
-    pub(crate) fn traceparent(&self) -> Option<HeaderValue> {
+    /// Tells the app, whose request has these fields, that it is the next of the same trace.
+    pub(crate) fn carry_on(&self, headers: &mut HeaderMap) {
         #[cfg(feature = "otel")]
-        return HeaderValue::try_from(self.inner.traceparent()).ok();
+        self.inner.carry_on(headers);
         #[cfg(not(feature = "otel"))]
-        match self.never {}
+        {
+            let _ = headers;
+            match self.never {}
+        }
     }
 
     /// It ends with this answer.
-    pub(crate) fn end(self, delivery: &str, status: u16, reason: Option<&'static str>) {
+    pub(crate) fn end(self, status: u16, reason: Option<&'static str>) {
         #[cfg(feature = "otel")]
-        self.inner.end(delivery, status, reason);
+        self.inner.end(status, reason);
         #[cfg(not(feature = "otel"))]
         {
-            let _ = (delivery, status, reason);
+            let _ = (status, reason);
             match self.never {}
         }
     }

@@ -53,9 +53,10 @@ impl Files {
 
     /// Reads these files, now and from now on; what cannot be used leaves all as it is.
     pub(super) fn read_from(&self, cert: &Path, key: &Path) -> Result<(), CertsError> {
-        let now = Source::of(cert, key);
-        self.current.store(read(cert, key)?);
-        *self.source() = now;
+        let (now, pair) = (Source::of(cert, key), read(cert, key)?);
+        let mut source = self.source();
+        self.current.store(pair);
+        *source = now;
         Ok(())
     }
 

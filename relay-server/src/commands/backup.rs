@@ -8,13 +8,15 @@ use hookway_relay::cli::StoreArgs;
 use hookway_relay::store::{self, Backup, Note, StoreError};
 use serde_json::json;
 
-use super::{is_older, this_account, with_next};
+use super::{NAME_IT, is_older, this_account, with_next};
 
 pub(crate) async fn backup(args: StoreArgs, file: &Path) -> anyhow::Result<ExitCode> {
     // Also beside a relay of an earlier version: before an upgrade it is wanted most.
     let is_older = is_older(&args.data_dir)?;
     let made = store::backup(&args.data_dir, file).map_err(|error| match error {
         StoreError::There(_) => with_next(error, "choose another name; backups are not written over"),
+        StoreError::Missing(_) => with_next(error, NAME_IT),
+        StoreError::Newer(_) => with_next(error, "back it up with the version that wrote it, or a later one"),
         error => with_next(error, "check that the folder can be written and has room"),
     })?;
     let opened = store::open_as_it_is(&args.data_dir)?.acting(this_account());

@@ -34,7 +34,7 @@ pub(super) fn running(args: &StoreArgs) -> anyhow::Result<Running> {
         }
         anyhow::ensure!(
             Instant::now() < until,
-            "{folder} is in use, and by whom is not said\n  next:  try again in a moment"
+            "{folder} is in use, and by whom is not said\n  next:  try again in a moment, or systemctl restart hookway-relay"
         );
         std::thread::sleep(SAID_IN / 20);
     }

@@ -33,7 +33,7 @@ use crate::protection::Barred;
 use crate::queue::Queue;
 use crate::relay;
 use crate::shutdown::Shutdown;
-use crate::trace::{Span, TRACEPARENT, Tracer};
+use crate::trace::{Span, Tracer};
 use crate::tunnel::{Endpoint, Registry};
 
 /// Answers requests.
@@ -70,10 +70,9 @@ impl Handler {
         let id = DeliveryId::now();
         let browser = request.method() == Method::GET && accepts_html(request.headers());
         let mut written = self.access_log.as_ref().map(|log| Self::begun(log, id, &request));
-        let span = self.tracer.begin(request.method(), request.headers());
-        let next = span.as_ref().and_then(Span::traceparent);
+        let span = self.tracer.begin(id, request.method(), request.headers());
         let line = written.as_deref_mut().map(|written| &mut written.line);
-        let answer = self.deliver(sender, id, request, next, line).await;
+        let answer = self.deliver(sender, id, request, span.as_ref(), line).await;
         let mut refused = None;
         let response = answer.unwrap_or_else(|answer| {
             metrics::count(&self.metrics.refused, answer.reason);
@@ -92,7 +91,7 @@ impl Handler {
             }
         }
         if let Some(span) = span {
-            span.end(&id.to_string(), response.status().as_u16(), refused);
+            span.end(response.status().as_u16(), refused);
         }
         (response, written)
     }
@@ -122,7 +121,7 @@ impl Handler {
         sender: &Arc<Sender>,
         id: DeliveryId,
         mut request: Request<Incoming>,
-        traceparent: Option<HeaderValue>,
+        span: Option<&Span>,
         line: Option<&mut Line>,
     ) -> Result<Response<ReplyBody>, Answer> {
         let started = Instant::now();
@@ -150,8 +149,8 @@ impl Handler {
             return Ok(Response::new(ReplyBody::Whole(Some(text.into()))));
         }
         let (endpoint, max_body) = self.admitted(&host, &origin, &request, &config).await?;
-        if let Some(next) = traceparent {
-            request.headers_mut().insert(TRACEPARENT, next);
+        if let Some(span) = span {
+            span.carry_on(request.headers_mut());
         }
         let head = head(&origin, id, &endpoint.name, &request)?;
         let asked = head.upgrade.clone();

@@ -37,16 +37,21 @@ impl Paced {
             deadline.as_mut().reset(Instant::now() + timeout);
         }
         match deadline.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Late))),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
+/// Nothing of what waits to be written was taken for too long.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer does not take what it is sent")]
+struct Late;
+
 /// Whether this is the error of a write that waited for too long.
 pub(super) fn is_late(error: &(dyn Error + 'static)) -> bool {
-    let mut causes = anyhow::Chain::new(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|error| error.kind() == io::ErrorKind::TimedOut)
+    let mut causes = anyhow::Chain::new(error).filter_map(|cause| cause.downcast_ref::<io::Error>()?.get_ref());
+    causes.any(|inner| inner.is::<Late>())
 }
 
 impl AsyncRead for Paced {

@@ -208,9 +208,13 @@ impl Backlog {
         self.entries.get(&seq).map_or(0, |entry| entry.attempts)
     }
 
-    /// Whether it is a dead letter here, and was made to wait again since.
-    pub(super) fn is_revived(&self, seq: Seq, since: Timestamp) -> bool {
-        self.dead.get(&seq).is_some_and(|dead| since > dead.since)
+    /// Forgets it if it is a dead letter here, and was made to wait again since; says whether it was.
+    pub(super) fn take_revived(&mut self, seq: Seq, since: Timestamp) -> bool {
+        let is_revived = self.dead.get(&seq).is_some_and(|dead| since > dead.since);
+        if is_revived {
+            self.dead.remove(&seq);
+        }
+        is_revived
     }
 
     /// The next one whose turn it is, or when to ask again if nothing happens.

@@ -59,9 +59,9 @@ impl Queue {
         let mut for_anyone = Vec::new();
         for row in rows {
             let all = self.waiting().get(&row.delivery.endpoint).cloned().unwrap_or_default();
-            let is_revived = |waiting: &&Arc<Waiting>| waiting.backlog().is_revived(row.seq, row.since);
-            let Some(holder) = all.iter().find(is_revived) else { continue };
-            holder.backlog().forget(row.seq);
+            if !all.iter().any(|waiting| waiting.backlog().take_revived(row.seq, row.since)) {
+                continue;
+            }
             let is_there = |waiting: &&Arc<Waiting>| waiting.listener == row.delivery.listener && waiting.is_attached();
             let waiting = all.iter().find(is_there).unwrap_or(&all[0]);
             if waiting.listener != row.delivery.listener {

@@ -1,6 +1,6 @@
 //! What a running relay is made of: opened one after the other, started together.
 
-use std::net::{TcpListener as StdListener, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use arc_swap::ArcSwap;
 use hookway_protocol::host::Host;
 use hookway_protocol::link::{ALPN, ALPN_H2};
 use jiff::Timestamp;
-use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use super::sockets::{Dns, Listeners};
 use super::succession::Listening;
 use super::{Addresses, BindError};
 use crate::access_log::AccessLog;
@@ -52,7 +52,7 @@ impl Parts {
         config: &Config,
         store: Arc<dyn Store>,
         addresses: Addresses,
-        dns: Option<(UdpSocket, StdListener)>,
+        dns: Option<Dns>,
     ) -> Result<(Self, Option<Responder>), BindError> {
         let (shutdown, metrics, domain) = (Shutdown::default(), Arc::new(Metrics::new()), &config.domain);
         let data_dir = &config.data_dir;
@@ -126,18 +126,11 @@ impl Parts {
     /// Starts to serve on the listeners for HTTPS, plain HTTP and operators, and to look after everything.
     pub(super) fn start(
         &self,
-        (https, http, admin): (StdListener, Option<StdListener>, Option<StdListener>),
-        addresses: Addresses,
+        Listeners { https, http, admin }: Listeners,
         quic: Listening,
         responder: Option<Responder>,
         seen: i64,
-    ) -> Result<(), BindError> {
-        let listener = |what, address, listener| {
-            TcpListener::from_std(listener).map_err(|source| BindError::Listen { what, address, source })
-        };
-        let https = listener("https", addresses.https, https)?;
-        let http = http.zip(addresses.http).map(|(it, at)| listener("http", at, it)).transpose()?;
-        let admin = admin.zip(addresses.admin).map(|(it, at)| listener("admin", at, it)).transpose()?;
+    ) {
         let Self { shutdown, public, .. } = self;
         let tls = TlsAcceptor::from(Arc::new(self.certs.public_config(&[ALPN_H2, b"h2", b"http/1.1"])));
         shutdown.rest.spawn(public.clone().run(https, Some(tls)));
@@ -145,7 +138,7 @@ impl Parts {
             shutdown.rest.spawn(public.clone().run(http, None));
         }
         if let Some(admin) = admin {
-            if addresses.admin.is_some_and(|address| !address.ip().is_loopback()) {
+            if admin.local_addr().is_ok_and(|address| !address.ip().is_loopback()) {
                 tracing::warn!(
                     "the admin listener tells health and metrics to anybody, and has no TLS: let nobody else reach it"
                 );
@@ -160,7 +153,6 @@ impl Parts {
             shutdown.rest.spawn(acme.clone().run(shutdown.clone()));
         }
         shutdown.rest.spawn(upkeep(self.clone(), seen));
-        Ok(())
     }
 
     fn admin(&self) -> admin::Admin {

@@ -1,10 +1,11 @@
 //! The sockets that a relay listens on: bound by itself, given by the service manager, or by the process before.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use listenfd::ListenFd;
 use rustix::net::sockopt;
+use tokio::net::TcpListener as AsyncListener;
 
 use super::{Addresses, BindError};
 use crate::config::Config;
@@ -20,6 +21,9 @@ const DNS_UDP: &str = "dns-udp";
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 
+/// What answers DNS questions listens on both.
+pub(super) type Dns = (UdpSocket, TcpListener);
+
 /// All that a relay listens on.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -27,7 +31,15 @@ pub(super) struct Sockets {
     pub(super) quic: UdpSocket,
     pub(super) http: Option<TcpListener>,
     pub(super) admin: Option<TcpListener>,
-    pub(super) dns: Option<(UdpSocket, TcpListener)>,
+    pub(super) dns: Option<Dns>,
+}
+
+/// Those that wait for connections, in the runtime.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    pub(super) https: AsyncListener,
+    pub(super) http: Option<AsyncListener>,
+    pub(super) admin: Option<AsyncListener>,
 }
 
 /// Sockets that others have bound.
@@ -129,6 +141,18 @@ impl Sockets {
         let at = |listener: &TcpListener| listener.local_addr().ok();
         let https = at(&self.https).expect("it is bound");
         Addresses { https, http: self.http.as_ref().and_then(at), admin: self.admin.as_ref().and_then(at) }
+    }
+
+    /// What serves on them: TCP, QUIC, DNS.
+    pub(super) fn listeners(self) -> Result<(Listeners, UdpSocket, Option<Dns>), BindError> {
+        let taken = |what, listener: TcpListener| {
+            let address = listener.local_addr().unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+            AsyncListener::from_std(listener).map_err(|source| BindError::Listen { what, address, source })
+        };
+        let Self { https, quic, http, admin, dns } = self;
+        let (http, admin) = (http.map(|http| taken(HTTP, http)), admin.map(|admin| taken(ADMIN, admin)));
+        let listeners = Listeners { https: taken(HTTPS, https)?, http: http.transpose()?, admin: admin.transpose()? };
+        Ok((listeners, quic, dns))
     }
 
     /// The same sockets once more, with their labels, to be given to a successor.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use hookway_protocol::id::DeliveryId;
-use hookway_protocol::link::{self, Link, LinkError, Quiet, Side, StreamError};
+use hookway_protocol::link::{self, Link, LinkError, Quiet, Side, StreamError, Transport};
 use hookway_protocol::message::{
     ClientMessage, DomainState, FromClient, FromRelay, GoAway, Hello, Pong, RelayMessage, Released, Welcome,
 };
@@ -114,9 +114,8 @@ impl Tunnel {
         })
     }
 
-    /// Other limits, from now on; those of single packets and the name server stay.
+    /// Other limits, from now on; how many handshakes there may be in all, and the name server, stay.
     pub(crate) fn limit(&self, config: Config) {
-        self.handshakes.most.set(config.max_handshakes);
         self.handshakes_per_ip.most.set(config.max_handshakes_per_ip);
         self.unproven_per_ip.most.set(config.max_handshakes_per_ip.div_ceil(8));
         self.config.store(Arc::new(config));
@@ -387,7 +386,7 @@ impl Tunnel {
                 session.link.close("the control stream has ended");
             }
             // Over HTTP/2 the link ends when its streams have, this one too.
-            if leaving && released.is_empty() {
+            if leaving && released.is_empty() && session.link.transport() == Transport::H2 {
                 over = true;
                 sender.leave();
             }

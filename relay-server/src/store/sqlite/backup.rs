@@ -5,15 +5,15 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use hookway_protocol::id::DeliveryId;
 use jiff::Timestamp;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, ffi, params};
 
 use super::{database, schema};
 use crate::lock::Lock;
@@ -26,6 +26,10 @@ const EXTRA: &str = "
 ";
 /// Files of the data folder that are in a backup, where they are there: the relay's own CA.
 const FILES: [&str; 2] = ["ca.pem", "ca-key.pem"];
+/// Nobody writes any more to what was not written to for so long.
+const LEFT_FOR: Duration = Duration::from_secs(3600);
+/// Another process may be at the store, or at the copy, for so long.
+const FREE_IN: Duration = Duration::from_secs(30);
 /// What SQLite puts beside a database.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -33,27 +37,15 @@ const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 #[derive(Debug)]
 struct Part {
     path: PathBuf,
-    /// Locked while it is made: what nobody has locked is of one that was killed.
-    _locked: File,
 }
 
 impl Part {
     /// Beside what it is to become, so that it can be given that name.
     fn beside(into: &Path) -> Result<Self, StoreError> {
         Self::sweep(into);
-        loop {
-            let path = appended(into, &format!(".{}.part", DeliveryId::now()));
-            let create = || {
-                let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-                file.lock()?;
-                Ok((file.metadata()?.nlink(), file))
-            };
-            match create().map_err(failed(&path))? {
-                // Swept away by another before it was locked.
-                (0, _) => {}
-                (_, locked) => return Ok(Self { path, _locked: locked }),
-            }
-        }
+        let path = appended(into, &format!(".{}.part", DeliveryId::now()));
+        File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(failed(&path))?;
+        Ok(Self { path })
     }
 
     /// Removes what others have left that were killed.
@@ -61,14 +53,13 @@ impl Part {
         let (Some(name), Ok(others)) = (into.file_name().and_then(OsStr::to_str), folder(into).read_dir()) else {
             return;
         };
-        for path in others.filter_map(|other| Some(other.ok()?.path())) {
+        for other in others.flatten() {
+            let path = other.path();
             let rest = path.file_name().and_then(OsStr::to_str).and_then(|other| other.strip_prefix(name));
             let id = rest.and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".part"));
-            if id.is_some_and(|id| id.parse::<DeliveryId>().is_ok())
-                && let Ok(file) = File::open(&path)
-                && file.try_lock().is_ok()
-            {
-                drop(Self { path, _locked: file });
+            let age = || other.metadata().ok()?.modified().ok()?.elapsed().ok();
+            if id.is_some_and(|id| id.parse::<DeliveryId>().is_ok()) && age().is_some_and(|age| age > LEFT_FOR) {
+                drop(Self { path });
             }
         }
     }
@@ -77,8 +68,12 @@ impl Part {
     fn fill(&self, db: &Connection) -> Result<Connection, StoreError> {
         let mut copy = Connection::open(&self.path)?;
         let backup = rusqlite::backup::Backup::new(db, &mut copy)?;
+        let began = Instant::now();
         // All at once: what is written meanwhile would begin it anew.
         while backup.step(-1)? != rusqlite::backup::StepResult::Done {
+            if began.elapsed() > FREE_IN {
+                return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None).into());
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
         drop(backup);
