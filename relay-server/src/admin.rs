@@ -164,6 +164,7 @@ async fn from_here(request: Request, next: Next) -> Response {
         host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
     });
     if !here || request.headers().contains_key(header::ORIGIN) {
+        access::drain(request).await;
         return (StatusCode::FORBIDDEN, "reach the admin listener by its address, and not from a web page\n")
             .into_response();
     }

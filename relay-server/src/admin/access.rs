@@ -27,6 +27,7 @@ const MAX_NOTED: u32 = 60;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 /// What is sent to the API is smaller.
 const MAX_BODY: usize = 256 << 10;
+const DRAINED_IN: Duration = Duration::from_secs(1);
 /// As much is noted of what was asked for.
 const MAX_NOTE: usize = 200;
 
@@ -120,7 +121,10 @@ pub(super) async fn guard(
             request.extensions_mut().insert(Operator(admin.store.acting(by.clone())));
             (by, is_change, next.run(request).await)
         }
-        Err((by, refused)) => (by, false, refused.into_response()),
+        Err((by, refused)) => {
+            drain(request).await;
+            (by, false, refused.into_response())
+        }
     };
     let Some(Refused { status, reason, .. }) = response.extensions().get() else { return response };
     metrics::count(&admin.metrics.admin_refused, class(*status));
@@ -140,6 +144,13 @@ pub(super) async fn guard(
         }
     }
     response
+}
+
+/// Takes what a refused peer still sends, if it is small and comes soon: what is closed with something unread is reset,
+/// and the answer lost with it.
+pub(super) async fn drain(request: Request) {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    let _ = tokio::time::timeout(DRAINED_IN, body).await;
 }
 
 const fn class(status: StatusCode) -> &'static str {
