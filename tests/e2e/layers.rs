@@ -32,7 +32,7 @@ const CLIENT: [&[&str]; 14] = [
     &["history", "export", "diff", "cassette"],
     &["filter", "content", "mask", "samples", "signature"],
     &["events"],
-    &["exchange", "target", "harmless", "json", "queueing"],
+    &["exchange", "target", "harmless", "json", "private", "queueing"],
 ];
 
 /// What is allowed all the same, and why.

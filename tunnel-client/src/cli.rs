@@ -3,7 +3,6 @@
 mod groups;
 mod values;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -232,10 +231,10 @@ pub(crate) enum Command {
         host_header: HostHeader,
         /// Where plain HTTP listens; the next free port when it is taken
         #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTP", default_value = "127.0.0.1:8080")]
-        http: SocketAddr,
+        http: std::net::SocketAddr,
         /// Where HTTPS listens; the next free port when it is taken
         #[arg(long, value_name = "ADDR", env = "HOOKWAY_HTTPS", default_value = "127.0.0.1:8443")]
-        https: SocketAddr,
+        https: std::net::SocketAddr,
         #[command(flatten)]
         queueing: QueueingArgs,
         #[command(flatten)]

@@ -5,9 +5,7 @@ mod verify;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, FromArgMatches};
@@ -18,6 +16,7 @@ use hookway_protocol::settings::{self, Problem, Setting};
 use serde::Deserialize;
 
 use crate::cli::{Cli, Command, ConfigCommand, RelayArgs, domain, route};
+use crate::private;
 use crate::queueing::Queueing;
 use crate::signature::Known as Provider;
 use crate::target::Target;
@@ -273,9 +272,8 @@ pub(crate) fn data_dir() -> Result<PathBuf, ConfigError> {
 /// already.
 pub(crate) fn create_key(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Write;
-    use std::os::unix::fs::DirBuilderExt;
     let folder = path.parent().unwrap_or(Path::new(""));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    private::folder(folder)?;
     let mut secret = vec![0; 32];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| std::io::Error::other("no random bytes"))?;
     // For its owner only, as temporary files are.
@@ -314,11 +312,11 @@ pub(crate) fn change_user_file(
 /// Writes a file whole or not at all, for its owner's eyes.
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        private::folder(folder)?;
     }
     let new = path.with_extension("new");
     let _ = std::fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let mut file = private::options().write(true).create_new(true).open(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(new, path)

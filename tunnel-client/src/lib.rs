@@ -31,6 +31,7 @@ mod inspector;
 mod json;
 mod mask;
 mod output;
+mod private;
 mod queueing;
 mod replay;
 mod samples;

@@ -106,12 +106,18 @@ impl Queueing {
     }
 }
 
+/// This machine's name.
+fn machine() -> String {
+    #[cfg(unix)]
+    return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    return std::env::var("COMPUTERNAME").unwrap_or_default();
+}
+
 /// The name of a client among those that share an endpoint. It is the same at each start, made of this machine, the
 /// folder and where deliveries go, so that copies for it are its own; only one that takes turns has one for this run.
 pub(crate) fn listener(share: Share, forwards: &str) -> String {
-    let uname = rustix::system::uname();
-    let host: String =
-        uname.nodename().to_string_lossy().chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    let host: String = machine().chars().filter(char::is_ascii_alphanumeric).take(32).collect();
     let tail = match share {
         Share::Balance => DeliveryId::now().to_string().to_lowercase(),
         Share::Takeover | Share::Copy => {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,8 +91,8 @@ pub(super) fn record(wanted: &Wanted, limit: Option<usize>, output: Output) -> R
             }
             let new = tape.file.into_inner().map_err(|error| failed(error.into_error()))?;
             // For everybody's eyes, as a file of a project is.
-            let mode = std::fs::Permissions::from_mode(0o644);
-            new.as_file().set_permissions(mode).map_err(failed)?;
+            #[cfg(unix)]
+            new.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).map_err(failed)?;
             new.persist(&wanted.out).map_err(|error| failed(error.error))?;
             (tape.count, tape.left)
         };

@@ -8,7 +8,6 @@ use hookway_protocol::host::EndpointName;
 use hookway_protocol::link::Transport;
 use hookway_protocol::message::{Code, Domain, Rule, Share};
 use hookway_protocol::seal::OpeningKey;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::block_on;
 use crate::cli::{ForwardArgs, ShareArgs};
@@ -350,22 +349,49 @@ fn rules(args: &ForwardArgs, files: &Files) -> Vec<Rule> {
     of("", &[], &Queueing::default()).into_iter().chain(own).collect()
 }
 
-/// Ctrl-C, SIGTERM, or the terminal's end.
+/// Ctrl-C, SIGTERM, or the terminal's end. On Windows Ctrl-C, Ctrl-Break, or the window's end.
 #[derive(Debug)]
 pub(super) struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
+    interrupt: signals::Interrupt,
+    terminate: signals::Terminate,
+    hangup: signals::Hangup,
+}
+
+#[cfg(unix)]
+mod signals {
+    use std::io::Result;
+
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+
+    pub(super) type Interrupt = Signal;
+    pub(super) type Terminate = Signal;
+    pub(super) type Hangup = Signal;
+
+    pub(super) fn all() -> Result<(Interrupt, Terminate, Hangup)> {
+        Ok((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?))
+    }
+}
+
+#[cfg(windows)]
+mod signals {
+    use std::io::Result;
+
+    use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, ctrl_break, ctrl_c, ctrl_close};
+
+    pub(super) type Interrupt = CtrlC;
+    pub(super) type Terminate = CtrlBreak;
+    pub(super) type Hangup = CtrlClose;
+
+    pub(super) fn all() -> Result<(Interrupt, Terminate, Hangup)> {
+        Ok((ctrl_c()?, ctrl_break()?, ctrl_close()?))
+    }
 }
 
 impl Stop {
     pub(super) fn new() -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::new(1, "signals cannot be watched").cause(error.to_string());
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-            hangup: signal(SignalKind::hangup()).map_err(failed)?,
-        })
+        let (interrupt, terminate, hangup) = signals::all().map_err(failed)?;
+        Ok(Self { interrupt, terminate, hangup })
     }
 
     pub(super) async fn wait(&mut self) {

@@ -1,9 +1,8 @@
 //! `hookway requests` and `hookway inspect`: what was kept.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,6 +25,7 @@ use crate::history::{FileError, History, Limits, Query, Record, Which};
 use crate::inspector::Shown;
 use crate::mask::{self, Secrets};
 use crate::output::{Banner, Failure, Output};
+use crate::private;
 use crate::view;
 use crate::webhook::Policy;
 
@@ -409,7 +409,7 @@ async fn export(history: &History, find: &FindArgs, export: Export, output: Outp
 
 /// A file for its owner's eyes: what is written may be secret.
 fn private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    private::options().write(true).create(true).truncate(true).open(path)
 }
 
 /// The places of these, or of all that the flags find, the oldest first.

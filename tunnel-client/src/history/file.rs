@@ -2,7 +2,6 @@
 
 use std::fs::TryLockError;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior};
 
 use super::key::{Key, KeyPlace};
+use crate::private;
 
 /// What each version of the schema adds to the one before.
 const MIGRATIONS: [&str; 1] = ["
@@ -135,7 +135,7 @@ impl File {
     /// exchanges, those that are not over never will be, and are ended.
     pub(super) fn open(path: &Path, in_use: &mut InUse) -> Result<(Self, Opened), FileError> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        private::folder(folder)?;
         let _lock = lock(folder)?;
         let found = Key::find(folder)?;
         let mut opened = Opened { new_key: found.is_new.then_some(found.place), set_aside: None };
@@ -157,7 +157,7 @@ impl File {
 
     fn try_open(path: &Path, key: Arc<Key>, abandoned: bool) -> Result<Self, FileError> {
         // SQLite gives the files beside it the same rights.
-        drop(std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?);
+        drop(private::options().append(true).create(true).open(path)?);
         let mut db = Connection::open(path)?;
         db.busy_timeout(BUSY)?;
         let is_empty = db.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0))? == 0;
@@ -170,7 +170,7 @@ impl File {
         db.pragma_update(None, "journal_size_limit", 16 << 20)?;
         migrate(&mut db, path, &MIGRATIONS)?;
         check(&db, &key)?;
-        let inode = std::fs::metadata(path)?.ino();
+        let inode = inode(path)?;
         let mut file = Self { db, key, path: path.to_owned(), inode };
         if abandoned {
             match file.end_abandoned() {
@@ -213,8 +213,17 @@ impl File {
 
     /// Whether the file still has its name: another program may have set it aside.
     pub(super) fn is_current(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode)
+        inode(&self.path).is_ok_and(|inode| inode == self.inode)
     }
+}
+
+/// Tells a file from another that has its name since. Windows gives nobody the name of a file that is open.
+fn inode(path: &Path) -> io::Result<u64> {
+    let file = std::fs::metadata(path)?;
+    #[cfg(unix)]
+    return Ok(std::os::unix::fs::MetadataExt::ino(&file));
+    #[cfg(not(unix))]
+    return Ok(u64::from(file.is_file()));
 }
 
 /// Held while a file is made, mended or set aside: two programs must not do that at once.
@@ -233,7 +242,7 @@ fn lock(folder: &Path) -> Result<std::fs::File, FileError> {
 
 fn lock_file(path: &Path) -> io::Result<std::fs::File> {
     // Some file systems share no lock of a file that is not open for reading.
-    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    private::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 /// Brings the schema up to date, in one step; before that a copy is made of what was there.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::rand;
+
+use crate::private;
 
 const LENGTH: usize = 32;
 /// What the key's file says when the key is in the system's keyring.
@@ -120,7 +121,7 @@ fn kept_elsewhere(_: &Path) -> io::Result<Found> {
 /// Writes a file whole or not at all, and only if nobody else was first.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    private::folder(folder)?;
     // For its owner only, as temporary files are.
     let mut new = tempfile::Builder::new().prefix("key-").tempfile_in(folder)?;
     new.write_all(bytes)?;
@@ -134,10 +135,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<bool> {
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let bytes = std::fs::read(path)?;
-    if std::fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
-        // Somebody's backup or copy loosened it.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    }
+    private::tighten(path)?;
     Ok(bytes)
 }
 
@@ -185,6 +183,8 @@ mod keyring {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

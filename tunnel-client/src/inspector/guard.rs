@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -9,6 +10,7 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use hookway_protocol::host::Host;
+use http_body_util::{BodyExt, Limited};
 
 use super::Context;
 use super::api::Refused;
@@ -16,6 +18,9 @@ use super::api::Refused;
 /// The page runs nothing but its own files, and nothing frames it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+/// As much of a body that is refused is still taken, within this time.
+const MAX_UNREAD: usize = 64 << 10;
+const UNREAD_IN: Duration = Duration::from_secs(1);
 const TOKEN: HeaderName = HeaderName::from_static("hookway-token");
 const FETCH_SITE: &str = "sec-fetch-site";
 const FETCH_MODE: &str = "sec-fetch-mode";
@@ -25,7 +30,12 @@ pub(super) async fn guard(State(context): State<Arc<Context>>, request: Request,
     let mut response = match check(&context, &request) {
         Ok(None) => next.run(request).await,
         Ok(Some(response)) => response,
-        Err(reason) => Refused::new(StatusCode::FORBIDDEN, reason).into_response(),
+        Err(reason) => {
+            // What is closed with something unread is reset, and the answer lost with it.
+            let unread = Limited::new(request.into_body(), MAX_UNREAD).collect();
+            let _ = tokio::time::timeout(UNREAD_IN, unread).await;
+            Refused::new(StatusCode::FORBIDDEN, reason).into_response()
+        }
     };
     let headers = response.headers_mut();
     for (name, value) in [

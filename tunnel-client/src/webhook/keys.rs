@@ -1,9 +1,9 @@
 //! A developer's own keys, in files that only they may read.
 
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
+use crate::private;
 use crate::signature::{DeveloperKey, KeyKind, Known, Signer};
 
 /// Where the keys are; nowhere without a home.
@@ -59,7 +59,7 @@ impl Keys {
     pub(crate) fn create(&self, provider: &Known) -> Result<bool, KeysError> {
         let (kind, path) = self.place(provider)?;
         let folder = self.folder.as_ref().ok_or(KeysError::None(provider.facts().title))?;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        private::folder(folder)?;
         // For its owner only, as temporary files are; whole or not at all.
         let mut file = tempfile::Builder::new().prefix("key-").tempfile_in(folder)?;
         file.write_all(&DeveloperKey::generate(kind))?;
