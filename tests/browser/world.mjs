@@ -368,7 +368,11 @@ export async function openRow(page, text) {
 
 /** The list shows this many exchanges. */
 export async function count(page, n) {
-  await page.waitForFunction((text) => document.getElementById('count').textContent.replace(/\u202f/g, '').startsWith(text), `${n} `, { timeout: DEADLINE });
+  // The count comes with the state, the rows by themselves; a key that is pressed before there are rows does nothing.
+  const there = (/** @type {number} */ n) =>
+    document.getElementById('count').textContent.replace(/\u202f/g, '').startsWith(`${n} `) &&
+    Number(document.querySelector('#list [role=option]:not([hidden])')?.ariaSetSize ?? 0) >= Math.min(n, 200);
+  await page.waitForFunction(there, n, { timeout: DEADLINE });
 }
 
 /** All of them are in the list, not only the first page that came. */

@@ -617,7 +617,6 @@ def test_lines_for_people_are_no_json(new_world):
     assert " INFO " in world.relay.log() and "\x1b" not in world.relay.log(), "no colours into a file"
 
 
-@pytest.mark.xfail(reason="what keeps the relay from starting is said in text, whatever --log-format asks for", strict=True)
 def test_what_keeps_a_relay_from_starting_is_json_too(tmp_path):
     words = ["run", "--domain", DOMAIN, "--data-dir", tmp_path / "data", "--access-log", tmp_path, "--log-format", "json"]
     words += [word for flag in ("--https", "--http", "--admin") for word in (flag, "127.0.0.1:0")]

@@ -4,7 +4,6 @@ relay namespace  10.77.0.1 ══ veth ══ 10.77.0.2  client namespace, with 
 """
 
 import contextlib
-import ctypes
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ import time
 
 import pytest
 
+import namespaces
 from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, eventually, lacking, request, takes
 
 SILENT = 2.0  # seconds without a sign of life after which senders are no longer kept waiting
@@ -24,8 +24,6 @@ NOTICED = 6.0  # seconds in which both sides notice a dead link
 BACK = 5.0  # seconds in which the client is back once the link is
 SLACK = 3.0  # for a busy machine of two cores
 
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
 
 
@@ -72,23 +70,7 @@ class Namespace:
 
     def inside(self, make):
         """What `make()` gives, called in this namespace: the sockets that it opens belong there for good."""
-        result = queue.SimpleQueue()
-
-        def enter():
-            try:
-                with open(f"/run/netns/{self.name}") as namespace:
-                    if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                result.put((make(), None))
-            except BaseException as failure:
-                result.put((None, failure))
-
-        # A thread of its own: entering a namespace changes the thread for ever.
-        threading.Thread(target=enter, daemon=True).start()
-        value, failure = result.get(timeout=30)
-        if failure:
-            raise failure
-        return value
+        return namespaces.inside(f"/run/netns/{self.name}", make, 30)
 
     def close(self):
         subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)

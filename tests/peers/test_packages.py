@@ -6,7 +6,6 @@ server with a release, for install.sh. debootstrap's work is kept in target/ for
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import http.server
@@ -14,7 +13,6 @@ import json
 import os
 import pathlib
 import platform
-import queue
 import re
 import shutil
 import subprocess
@@ -23,6 +21,7 @@ import threading
 
 import pytest
 
+import namespaces
 from world import DOMAIN, HOOKWAY, HOOKWAY_RELAY, Closed, Program, RawApp, Wire, World, eventually, lacking, request
 
 pytestmark = pytest.mark.timeout(420)  # the first test waits for debootstrap
@@ -34,9 +33,6 @@ NEXT = "9.0.0-1"  # the version of an upgrade
 UNITS = ["hookway-relay.service", "hookway-relay.socket", "hookway-relay-http.socket", "hookway-relay-quic.socket"]
 USER_UNITS = ["hookway.service", "hookway@.service"]
 EXPOSURE = 20  # of systemd-analyze's 100 points; the relay has 16
-
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 # Programs that tests/run puts beside the project, before those of the system.
 PATH = f"{_REPOSITORY}/target/tools/bin:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -284,9 +280,11 @@ def test_maintainer_scripts_never_fail(chroot):
     assert chroot.paths() == before
     # postrm is also called when the programs it likes to use are gone.
     chroot.path("/usr/bin/deb-systemd-helper").unlink()
+    chroot.path("/var/log/hookway").mkdir()
+    chroot.path("/var/log/hookway/access.log").write_text("{}\n")
     for _ in range(2):
         chroot("/var/lib/dpkg/info/hookway-relay.postrm", "purge")
-    assert not chroot.path("/var/lib/hookway").exists() and not chroot.path("/etc/hookway").exists()
+    assert not [path for path in ("/var/lib/hookway", "/var/log/hookway", "/etc/hookway") if chroot.path(path).exists()]
 
 
 def test_what_an_operator_disabled_stays_so(chroot):
@@ -351,23 +349,7 @@ class Machine(Chroot):
 
     def inside(self, make):
         """What `make()` gives, called in the machine's network: its sockets, and programs started by it, belong there."""
-        result = queue.SimpleQueue()
-
-        def enter():
-            try:
-                with open(f"/proc/{self.leader}/ns/net") as namespace:
-                    if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                result.put((make(), None))
-            except BaseException as failure:
-                result.put((None, failure))
-
-        # A thread of its own: entering a namespace changes the thread for ever.
-        threading.Thread(target=enter, daemon=True).start()
-        value, failure = result.get(timeout=60)
-        if failure:
-            raise failure
-        return value
+        return namespaces.inside(f"/proc/{self.leader}/ns/net", make, 60)
 
     def ca(self):
         """The relay's CA, where this process may read it."""
@@ -388,17 +370,17 @@ class Machine(Chroot):
         return self("hookway-relay", "token", "create", "--name", name).stdout.strip()
 
     @contextlib.contextmanager
-    def client(self, folder, *flags):
-        """A developer's client on this machine, with an app."""
+    def client(self, folder, *flags, token=None):
+        """The app of a developer's client on this machine."""
         with contextlib.ExitStack() as stack:
             app = stack.enter_context(self.inside(RawApp))
             words = [HOOKWAY, app.address, "--relay", "127.0.0.1:443", "--relay-ca", self.ca(), "--name", "billing"]
             words += ["--no-inspect", "--json", *flags]
-            token = {"HOOKWAY_TOKEN": self.token()}
+            token = {"HOOKWAY_TOKEN": token or self.token()}
             client = self.inside(lambda: Program("client", words, folder, token))
             stack.callback(client.stop)
             client.event("ready")
-            yield client
+            yield app
 
     def close(self):
         if self.nspawn.poll() is None:
@@ -439,14 +421,41 @@ def test_nothing_starts_before_it_is_configured(machine):
     assert machine("systemctl", "is-enabled", *UNITS[1:], ok=False).stdout.split() == ["disabled"] * 3
 
 
+def verified(machine, *words, ok=True):
+    """What systemd says of units: its exit status alone says nothing of a setting that it does not know, and passes over."""
+    verify = ["env", "XDG_RUNTIME_DIR=/run", "systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
+    done = machine(*verify, *words, ok=ok)
+    assert not ok or not done.stderr, done.stderr
+    return done
+
+
 def test_units_are_sound(machine):
-    machine("systemd-analyze", "verify", "--man=no", *(f"/usr/lib/systemd/system/{unit}" for unit in UNITS))
-    machine("env", "XDG_RUNTIME_DIR=/run", "systemd-analyze", "verify", "--man=no", "--user", "hookway.service")
-    machine(
-        "env", "XDG_RUNTIME_DIR=/run", "systemd-analyze", "verify", "--man=no", "--user", "hookway@srv-billing.service"
-    )
+    verified(machine, *(f"/usr/lib/systemd/system/{unit}" for unit in UNITS))
+    verified(machine, "--user", "hookway.service")
+    verified(machine, "--user", "hookway@srv-billing.service")
     unit = "/usr/lib/systemd/system/hookway-relay.service"
     machine("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE}", unit)
+
+
+@pytest.mark.parametrize(("unit", "right", "wrong"), [
+    ("system/hookway-relay.service", "DynamicUser=yes", "DynamicUsr=yes"),
+    ("system/hookway-relay.service", "ProtectSystem=strict", "ProtectSystem=stricter"),
+    ("system/hookway-relay.service", "ExecStart=/usr/bin/", "ExecStart=/usr/bin/no-"),
+    ("system/hookway-relay.socket", "ListenStream=", "ListenStreams="),
+    ("user/hookway.service", "Restart=", "Restarts="),
+])  # fmt: skip
+def test_an_unsound_unit_would_be_seen(machine, unit, right, wrong):
+    text = machine.path(f"/usr/lib/systemd/{unit}").read_text()
+    assert f"\n{right}" in text
+    copy = machine.path(f"/root/unsound/{pathlib.Path(unit).name}")
+    copy.parent.mkdir(exist_ok=True)
+    words = [*(["--user"] if unit.startswith("user/") else []), f"/root/unsound/{copy.name}"]
+    copy.write_text(text)
+    verified(machine, *words)
+    copy.write_text(text.replace(f"\n{right}", f"\n{wrong}"))
+    done = verified(machine, *words, ok=False)
+    copy.unlink()
+    assert done.returncode and copy.name in done.stderr, done
 
 
 @pytest.mark.parametrize("transport", ["quic", "h2"])
@@ -475,6 +484,53 @@ def test_what_root_does_meanwhile_is_the_relays(running, tmp_path):
     running("systemctl", "start", "hookway-relay.service")
     with running.client(tmp_path):
         assert running.sent() == 200
+
+
+def lines_of_readme(after):
+    """The commands of the first example that comes after these words."""
+    example = re.search(rf"{re.escape(after)}.*?```sh\n(.*?)```", (_REPOSITORY / "README.md").read_text(), re.DOTALL)
+    return example[1].strip().splitlines()
+
+
+STOP = ["systemctl stop hookway-relay"]
+RESTORES = {
+    "where it has run": lambda _: lines_of_readme("**Backup.**"),
+    # By deploy/README.md: "before the first start".
+    "on a new machine": lambda file: [*STOP, "rm -r /var/lib/hookway /var/lib/private/hookway", f"hookway-relay restore {file}", "systemctl start hookway-relay"],
+}
+
+
+@pytest.mark.parametrize("where", RESTORES)
+def test_a_backup_is_restored_as_the_readme_says(running, tmp_path, where):
+    file = "/var/backups/hookway-2026-11-22.db"
+    lines = RESTORES[where](file)
+    assert STOP[0] in lines and any(f"restore {file}" in line for line in lines)
+    token = running.token()
+    with running.client(tmp_path, token=token):
+        assert running.sent() == 200
+    assert running.sent() == 202
+    ca = pathlib.Path(running.ca()).read_bytes()
+    try:
+        running("hookway-relay", "backup", file)
+        running.token("later")
+        for line in lines:
+            running("sh", "-c", line)
+        assert running.unit("ActiveState") == "active" and running("hookway-relay", "status").stdout
+        tokens = running("hookway-relay", "token", "list").stdout
+        assert "ann" in tokens and "later" not in tokens
+        assert "billing" in running("hookway-relay", "endpoint", "list").stdout
+        assert pathlib.Path(running.ca()).read_bytes() == ca, "clients trust it still"
+        with running.client(tmp_path, token=token) as app:
+            (waited,) = eventually(lambda: list(app.seen), what="what waited")
+            assert waited.header("hookway-possible-duplicate") == "1"
+            assert running.sent() == 200
+        # All of it is the relay's user's again, and nobody else's.
+        data, link = running.path("/var/lib/private/hookway"), running.path("/var/lib/hookway")
+        assert {path.stat().st_uid for path in [data, *data.iterdir()]} == {int(running("stat", "-c", "%u", f"/proc/{running.unit('MainPID')}").stdout)}
+        assert link.is_symlink() and {path.stat().st_mode & 0o077 for path in [data, *data.iterdir()]} == {0}
+        assert running.path("/var/lib/private/hookway.old").exists() == (where == "where it has run")
+    finally:
+        running("rm", "-rf", file, "/var/lib/private/hookway.old")
 
 
 def test_reload_keeps_the_relay(running):
@@ -637,14 +693,21 @@ def test_an_upgrade_of_a_running_relay(running, tmp_path):
 
 def test_removed_and_purged_where_it_runs(running):
     """The last test of the machine: nothing of the relay is there afterwards."""
-    running("systemctl", "start", "hookway-relay.service")
+    configure(running, 'access-log = "/var/log/hookway/access.log"')
+    running("systemctl", "restart", "hookway-relay.service")
+    running.sent()
+    logs = [running.path(path) for path in ("/var/log/private/hookway", "/var/log/hookway")]
+    log = logs[0] / "access.log"
+    eventually(lambda: log.exists() and log.read_text(), what="a line of the access log")
+    assert logs[1].is_symlink()
     pid = running.unit("MainPID")
     running("dpkg", "--remove", "hookway-relay")
     assert not running.path(f"/proc/{pid}").exists() and running.unit("ActiveState") == "inactive"
-    assert running.path("/var/lib/private/hookway/relay.db").exists()
+    assert running.path("/var/lib/private/hookway/relay.db").exists() and log.exists()
     shutil.rmtree(running.path("/etc/hookway/cert.pem").parent)
     running("dpkg", "--purge", "hookway-relay", "hookway")
     left = [path for path in running.paths() if "hookway" in path]
+    assert not [path for path in logs if path.exists() or path.is_symlink()]
     assert not left and not running("systemctl", "--failed", "--quiet", "--no-legend").stdout
 
 

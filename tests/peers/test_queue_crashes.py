@@ -40,7 +40,7 @@ from test_queue import (
 )
 from test_semantics import SleepingApp
 
-from world import DOMAIN, LONG, Closed, Relay, eventually, lacking, request
+from world import DOMAIN, LONG, Closed, Meanwhile, Relay, eventually, lacking, request
 
 SEED = int(os.environ.get("HOOKWAY_SEED", "0")) or random.randrange(1, 10**9)
 ROUNDS = 300 if LONG else 12
@@ -50,26 +50,16 @@ SENDERS = 4
 # ── senders, and the checker ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class Senders:
+class Senders(Meanwhile):
     """Each sends one delivery after the other, as long as the block lasts, and writes down what it was answered."""
+
+    polite = False  # who is leaves a connection when it is told to, as real senders do
 
     def __init__(self, world, name="billing", count=SENDERS, pause=0.15, sizes=(0, 10, 1000, 1000, 20_000, 200_000)):
         self.world, self.name, self.pause, self.sizes = world, name, pause, sizes
         self.answered = []  # (sender, number, status, seconds), one list for all, appended to by one thread each
         self.bodies = {}
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(count)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in self._threads)
+        super().__init__(*((self._run, sender) for sender in range(count)))
 
     def kept(self):
         """What was answered 2xx."""
@@ -79,23 +69,23 @@ class Senders:
         randomness = random.Random(SEED + sender)
         wire = None
         for number in itertools.count():
-            if self._stop.is_set():
+            if self.over.is_set():
                 break
             path = f"/{sender}/{number}"
             body = path.encode() + randomness.randbytes(randomness.choice(self.sizes))
             self.bodies[path] = hashlib.sha256(body).hexdigest()
-            began = time.monotonic()
-            try:
+            began, reply = time.monotonic(), None
+            # What fails may have been taken: nobody was told.
+            with contextlib.suppress(OSError, Closed):
                 wire = wire or self.world.wire(self.name, timeout=30)
                 reply = wire.ask(request("POST", path, body, f"{self.name}.{DOMAIN}"))
-                self.answered.append((sender, number, reply.status if reply.complete else 0, time.monotonic() - began))
-            except (OSError, Closed):
-                # It may have been taken: nobody was told.
-                self.answered.append((sender, number, 0, time.monotonic() - began))
+            status = reply.status if reply and reply.complete else 0
+            self.answered.append((sender, number, status, time.monotonic() - began))
+            if wire and (not reply or self.polite and "close" in reply.header("connection", "")):
                 with contextlib.suppress(OSError):
-                    wire and wire.close()
+                    wire.close()
                 wire = None
-            self._stop.wait(self.pause)
+            self.over.wait(self.pause)
         if wire:
             wire.close()
 

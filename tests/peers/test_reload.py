@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import json
-import os
 import signal
 import socket
 import ssl
@@ -21,7 +20,7 @@ from test_domains import certificates
 from test_queue import restart
 from test_trusted_proxy import Peer, raw_request, told
 from test_websockets import EchoServer
-from world import DEADLINE, DOMAIN, HOOKWAY_RELAY, Closed, Program, World, eventually, request, run, tls_context
+from world import DEADLINE, DOMAIN, HOOKWAY_RELAY, Closed, Meanwhile, Program, World, eventually, request, run, tls_context
 
 BROWSER = ("Accept", "text/html")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -67,7 +66,7 @@ class Configured:
     def hang_up(self):
         """SIGHUP, and the line that it leaves."""
         before = len(self.lines())
-        os.kill(self.relay.pid, signal.SIGHUP)
+        self.relay.process.send_signal(signal.SIGHUP)
         return eventually(lambda: self.lines()[before:], what="a line of it")[0]
 
     def page(self):
@@ -416,28 +415,17 @@ def test_the_log_s_format_is_taken_over_or_named(configured):
 # ── nobody notices ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Senders:
+class Senders(Meanwhile):
     """Requests without end, on new connections and on old ones; what became of each."""
 
     def __init__(self, world):
         self.world, self.count, self.failed = world, 0, []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(fresh,)) for fresh in (True, False, False)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
+        super().__init__(*((self._run, fresh) for fresh in (True, False, False)))
 
     def _run(self, fresh):
         wire = None
         try:
-            while not self._stop.is_set():
+            while not self.over.is_set():
                 wire = wire or self.world.wire()
                 reply = wire.ask(request("POST", "/load", b"x" * 2000))
                 if reply.status != 200 or not reply.complete:
@@ -500,7 +488,7 @@ def test_no_request_notices(tmp_path):
                     senders.go_on()
             configured.write(**well, **files(0))
             for _ in range(30):
-                os.kill(configured.relay.pid, signal.SIGHUP)
+                configured.relay.process.send_signal(signal.SIGHUP)
             senders.go_on(100)
             reply = up.ask(b"0\r\n\r\n", "POST")
             assert reply.status == 200 and reply.json()["length"] == len(changes) << 16
@@ -520,7 +508,7 @@ def test_signals_one_after_the_other_are_all_obeyed(configured):
     """The last file is in force, whatever comes in between."""
     for number in range(20):
         configured.write(deny=[f"127.0.0.{number + 10}"])
-        os.kill(configured.relay.pid, signal.SIGHUP)
+        configured.relay.process.send_signal(signal.SIGHUP)
     eventually(lambda: configured.status("127.0.0.29") == 403, what="the last")
     assert configured.status("127.0.0.28") == 200 and configured.relay.running
 

@@ -59,6 +59,27 @@ def lacking(what):
     pytest.skip(what)
 
 
+class Meanwhile:
+    """Threads that work as long as a block lasts: each calls its function, which returns soon after `over` is set."""
+
+    def __init__(self, *work):
+        """`work`: a function and its arguments for each."""
+        self.over = threading.Event()
+        self._threads = [threading.Thread(target=each, args=words, daemon=True) for each, *words in work]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        end = time.monotonic() + 60
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        assert not any(thread.is_alive() for thread in self._threads), "a thread goes on"
+
+
 # ── the programs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -80,6 +101,20 @@ def run(program, *words, folder, **environment):
         timeout=40,
         check=False,
     )
+
+
+def signal_process(pid, how):
+    """Signal the process of which a program or a file has told the id. To 0 it would go to all of this one's group, the
+    tests and what runs them; to -1 to every process."""
+    assert isinstance(pid, int) and pid > 1, f"{pid!r} is no process of a relay"
+    os.kill(pid, how)
+
+
+def alive(pid):
+    """Whether that process runs, whoever's child it is; one that nobody has waited for yet does not."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "State:\tZ" not in pathlib.Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 class Program:
