@@ -27,6 +27,8 @@ const RELEASED_IN: Duration = Duration::from_secs(2);
 const FLOWS_FOR: Duration = Duration::from_secs(5);
 /// What a leaving client has sent must have arrived within this time.
 const ARRIVED_IN: Duration = Duration::from_secs(2);
+/// A link that is closed says why within this time after its streams have broken off.
+const WHY_IN: Duration = Duration::from_millis(500);
 /// Exchanges whose link is gone end within this time.
 const BROKEN_OFF_IN: Duration = Duration::from_secs(1);
 
@@ -334,7 +336,11 @@ impl Talk<'_> {
                     }
                     Ok(None) => return End::Lost("the relay ended the session".into()),
                     Err(StreamError::Lost(error)) => return lost(&error),
-                    Err(error) => return End::Lost(error.to_string()),
+                    Err(error) => {
+                        // Why is said by the end of the link, which may come a moment later.
+                        let end = tokio::time::timeout(WHY_IN, self.link.closed()).await;
+                        return end.map_or_else(|_| End::Lost(error.to_string()), |end| lost(&end));
+                    }
                 },
                 Some(question) = async { self.questions.lock().await.recv().await }, if !leaving => {
                     pending.ask(question).map(ClientMessage::AskDeadLetters)
